@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .metrics import accuracy, brier, ece, nll, reliability
     from .models import LoraSettings, load_model, lora_parameters
     from .posterior import GaussianPosterior
-    from .predict import Predictions, predict, score
+    from .prediction import Predictions, predict, score
     from .tasks import TASKS, Question, Task, load_task
     from .train import Run, finetune
     from .trainer import IVONMixin, IVONTrainer
@@ -26,7 +26,7 @@ _WHERE = {
     "metrics": ("accuracy", "brier", "ece", "nll", "reliability"),
     "models": ("LoraSettings", "load_model", "lora_parameters"),
     "posterior": ("GaussianPosterior",),
-    "predict": ("Predictions", "predict", "score"),
+    "prediction": ("Predictions", "predict", "score"),
     "tasks": ("TASKS", "Question", "Task", "load_task"),
     "train": ("Run", "finetune"),
     "trainer": ("IVONMixin", "IVONTrainer"),
@@ -35,15 +35,13 @@ _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE)
 __version__ = "0.1.0"
 
-
 def __getattr__(name: str):
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # `predict` is a function and a module: the import sets the module, so the function is put back in its place
+
     value = getattr(import_module(f".{_MODULE[name]}", __name__), name)
     globals()[name] = value
     return value
-
 
 def __dir__() -> list[str]:
     return __all__

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from .ivon import IVON
 from .models import lora_parameters, reset_lora
 from .posterior import GaussianPosterior, trainable
-from .predict import predict, score
+from .prediction import predict, score
 from .presets import hyperparameters
 from .scoring import FORMATS, answer_logits, answer_loss, collate
 from .tasks import Question, Task
