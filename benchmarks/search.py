@@ -33,9 +33,9 @@ def main() -> None:
     parser.add_argument("--train-size", type=int, default=160)
     parser.add_argument("--seed", type=int, default=1, help="of the search; reported runs use others")
     parser.add_argument("--samples", type=int, default=5, help="draws of IVON's validation predictions")
-    parser.add_argument("--adamw-lr", type=float, nargs="*", default=[5e-5, 1e-4, 2e-4, 5e-4, 1e-3])
-    parser.add_argument("--ivon-lr", type=float, nargs="*", default=[0.1, 0.2, 0.4])
-    parser.add_argument("--sigma", type=float, nargs="*", default=[0.02, 0.035, 0.05, 0.07])
+    parser.add_argument("--adamw-lr", type=float, nargs="*", default=[1e-4, 2e-4, 4e-4])
+    parser.add_argument("--ivon-lr", type=float, nargs="*", default=[0.2, 0.4, 0.1])
+    parser.add_argument("--sigma", type=float, nargs="*", default=[0.035, 0.05, 0.025])
     args = parser.parse_args()
     model, task = load_model(), load_task("everyday")
     for name, optimizer, settings in trials(args):
@@ -44,7 +44,7 @@ def main() -> None:
             continue
         run = finetune(
             model, task, optimizer=optimizer, steps=args.steps, train_size=args.train_size, seed=args.seed,
-            eval_every=args.steps // 4, progress=False, **settings,
+            eval_every=args.steps // 2, progress=False, **settings,
         )  # fmt: skip
         started = time.perf_counter()
         scores = {"mean": dict(score(predict(run, task.validation), intervals=False))}
