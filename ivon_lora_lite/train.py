@@ -110,10 +110,7 @@ def finetune(
     Raises:
         ValueError: an unknown option, or one outside its range.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"There is no optimizer {optimizer!r}. Known: {', '.join(OPTIMIZERS)}.")
-    if format not in FORMATS:
-        raise ValueError(f"There is no answer format {format!r}. Known formats: {', '.join(FORMATS)}.")
+    check_choices(optimizer, format)
     for name, value in {"steps": steps, "batch_size": batch_size, "accumulation": accumulation}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1.")
@@ -185,6 +182,14 @@ def finetune(
     }
     weights = {key: p.detach().float().cpu().clone() for key, p in trainable(model).items()}
     return Run(model, weights, posterior, config, history, seconds)
+
+
+def check_choices(optimizer: str, format: str) -> None:
+    """Refuse an unknown optimizer or answer format."""
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"There is no optimizer {optimizer!r}. Known: {', '.join(OPTIMIZERS)}.")
+    if format not in FORMATS:
+        raise ValueError(f"There is no answer format {format!r}. Known formats: {', '.join(FORMATS)}.")
 
 
 class AnswerTrainer(IVONTrainer):

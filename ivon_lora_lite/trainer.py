@@ -1,7 +1,7 @@
 """IVON in ``transformers.Trainer``: two changed lines in a script.
 
-    from ivon_lora_lite import IVONTrainer
-    trainer = IVONTrainer(model, args, train_dataset=..., ivon={"ess": 1e6, "hess_init": 1e-3})
+from ivon_lora_lite import IVONTrainer
+trainer = IVONTrainer(model, args, train_dataset=..., ivon={"ess": 1e6, "hess_init": 1e-3})
 """
 
 from __future__ import annotations

