@@ -118,8 +118,8 @@ class TauExplorer:
         sweep: predictions at several τ. With a linearised Gaussian τ moves continuously; without, along the grid.
         questions: to list those whose answer flips against τ = 0.
 
-    Set ``explorer.tau``, ``explorer.samples`` or ``explorer.linear`` from code, or move the controls. ``scores`` are the
-    metrics shown. In a notebook, make it the last line of a cell; where there is no kernel, ``explorer.figure`` and
+    Set ``explorer.tau``, ``explorer.samples`` or ``explorer.linear`` from code, or move the controls; ``scores`` are
+    the metrics shown. In a notebook, make it the last line of a cell; where there is no kernel, ``explorer.figure`` and
     ``sweep.to_html(path)`` show the same.
     """
 

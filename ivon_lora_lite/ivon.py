@@ -201,7 +201,7 @@ class IVON(Optimizer):
         return saved
 
     def _collect(self, params: list[Tensor]) -> None:
-        """With several draws per step: pair this draw's gradient with its own noise, and leave the average in p.grad."""
+        """With several draws per step: pair this draw's gradient with its own noise; leave the average in p.grad."""
         for p in params:
             if p.grad is None:
                 continue
@@ -263,7 +263,7 @@ class IVON(Optimizer):
         return loss
 
     def _update(self, group: dict, params: list[Tensor], moments: dict | None, keep: Tensor | None) -> None:
-        """The equations at the head of this file, on a list of tensors. ``keep`` (accelerators): 1.0, or 0.0 to skip."""
+        """The equations at the head of this file, on a list of tensors; ``keep`` (accelerators) is 0.0 to skip."""
         ess, delta, beta1, beta2 = group["ess"], group["weight_decay"], group["beta1"], group["beta2"]
         state = [self.state[p] for p in params]
         h, momentum = [s["hess"] for s in state], [s["momentum"] for s in state]

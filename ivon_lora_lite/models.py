@@ -95,7 +95,7 @@ def load_model(
             del base.config.quantization_config
     if quantize:
         base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    else:
+    if not quantize:
         base = base.to(device)
     base.requires_grad_(False)
     if adapter is not None:

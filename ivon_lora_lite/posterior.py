@@ -1,7 +1,7 @@
 """A Gaussian posterior N(m, diag v) over named tensors: to draw from, to scale, to prune, to keep as a file.
 
-The file ``posterior.safetensors`` lies beside PEFT's ``adapter_model.safetensors`` and uses its tensor names. Reading it
-needs neither the optimizer nor the code that trained it; plain PEFT reads the same folder and predicts at the mean.
+The file ``posterior.safetensors`` lies beside PEFT's ``adapter_model.safetensors`` and uses its names. Reading it needs
+neither the optimizer nor the code that trained it; plain PEFT reads the same folder and predicts at the mean.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class GaussianPosterior:
 
     @classmethod
     def isotropic(cls, model: nn.Module, variance: float, **metadata: object) -> GaussianPosterior:
-        """The model's present trainable weights as mean, with one variance everywhere: for adapters trained elsewhere."""
+        """The model's present weights as mean, with one variance everywhere: for adapters trained elsewhere."""
         mean = {name: p.detach().float().cpu().clone() for name, p in trainable(model).items()}
         return cls(mean, {name: torch.full_like(m, variance) for name, m in mean.items()}, metadata)
 

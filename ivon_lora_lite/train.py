@@ -12,14 +12,12 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from .ivon import IVON
-from .models import lora_parameters, reset_lora
+from .models import reset_lora
 from .posterior import GaussianPosterior, trainable
 from .prediction import predict, score
 from .presets import hyperparameters

