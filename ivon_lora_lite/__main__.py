@@ -27,7 +27,6 @@ def build_parser() -> argparse.ArgumentParser:
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument("--task", help="one of those that `tasks` lists (default: everyday)", default="everyday")
     data.add_argument("--hub", help="folder laid out like the Hub to read datasets from (default: $IVON_LORA_HUB)")
-    data.add_argument("--test-size", type=_positive, help="evaluate on the first so many test questions")
 
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", default="smollm2-135m", help="embedded default, Hub id, or local folder")
@@ -42,8 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("demo", parents=[data, model, training], help="AdamW against IVON, with a report")
     p.add_argument("--train-size", type=_positive, default=160, help="training questions (default: 160)")
+    p.add_argument("--test-size", type=_positive, help="evaluate on the first so many test questions (default: all)")
     p.add_argument("--samples", type=_positive, default=10, help="draws from the posterior (default: 10)")
-    p.add_argument("--taus", type=float, nargs="*", default=[0.0, 1.0], help="temperatures to sample at")
+    p.add_argument("--taus", type=float, nargs="*", default=[], help="temperatures to sample at besides 0 and 1")
     p.add_argument("--seeds", type=int, nargs="+", help="several seeds: one folder each, and a summary")
     p.add_argument("--no-weights", action="store_true", help="do not keep adapters and posterior")
     p.add_argument("--no-report", action="store_true", help="no report.html")
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", default="small", help="small (measured on SmolLM2-135M) or paper (Llama-2-7B)")
     p.add_argument("--quantize", help="8bit or 4bit, on a GPU")
     p.add_argument("--train-size", type=_positive, help="use the first so many training questions")
+    p.add_argument("--test-size", type=_positive, default=500, help="evaluate on so many test questions (default: 500)")
     p.add_argument("--accumulation", type=_positive, default=1, help="forward passes per step")
     p.add_argument("--lr", type=float, help="learning rate (default: the preset's)")
     p.add_argument("--ess", type=float, help="IVON's λ, effective sample size (default: the preset's)")
@@ -62,13 +63,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--rank", type=_positive, default=8, help="LoRA rank (default: 8)")
     p.add_argument("--samples", type=_count, default=10, help="draws for the evaluation with IVON (default: 10)")
     p.add_argument("--out", type=Path, help="folder for adapter and posterior (default: outputs/TASK-OPTIMIZER)")
-    p.set_defaults(function=finetune, test_size=500)
+    p.set_defaults(function=finetune)
 
     p = commands.add_parser("evaluate", help="evaluate a saved run")
     p.add_argument("run", type=Path, help="folder that finetune wrote")
     p.add_argument("--task", help="another task than the run's")
     p.add_argument("--hub", help="folder laid out like the Hub to read datasets from (default: $IVON_LORA_HUB)")
-    p.add_argument("--test-size", type=_positive, help="the first so many test questions")
+    p.add_argument("--test-size", type=_positive, help="the first so many test questions (default: all)")
     p.add_argument("--samples", type=_count, default=10, help="draws; 0 is the mean (default: 10)")
     p.add_argument("--tau", type=float, default=1.0, help="scale of the posterior variance (default: 1)")
     p.add_argument("--seed", type=int, default=0, help="of the draws")
@@ -87,7 +88,7 @@ def demo(args: argparse.Namespace) -> None:
     from .demo import METRICS_FILE, run_demo, summarize, table
     from .files import write_json
 
-    seeds = args.seeds or [args.seed]
+    seeds = list(dict.fromkeys(args.seeds or [args.seed]))
     folders = [args.out / f"seed{seed}" if args.seeds else args.out for seed in seeds]
     for seed, folder in zip(seeds, folders):
         if args.seeds and (folder / METRICS_FILE).exists():
@@ -134,7 +135,8 @@ def finetune(args: argparse.Namespace) -> None:
     if args.optimizer == "ivon" and args.samples:
         draws = predict(run, questions, samples=args.samples, progress=not args.quiet)
         print(f"IVON, {args.samples} draws: {score(draws)}")
-    print(f"{run.seconds:.0f} s of training. The adapter{' and its posterior' * bool(run.posterior)} are in {out}/")
+    written = "adapter and its posterior are" if run.posterior else "adapter is"
+    print(f"{run.seconds:.0f} s of training. The {written} in {out}/")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -175,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; a mistake of the user is one sentence on stderr and exit code 2."""
     args = build_parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     try:
         args.function(args)

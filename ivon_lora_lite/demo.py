@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def run_demo(
     format: str = "text",
     dtype: str = "auto",
     hub: str | None = None,
-    taus: Sequence[float] = (0.0, 1.0),
+    taus: Sequence[float] = (),
     weights: bool = True,
     report: bool = True,
     progress: bool = True,
@@ -52,7 +53,8 @@ def run_demo(
     Args:
         out: gets ``metrics.json``, ``adamw/`` and ``ivon/`` (adapters, posterior), ``predictions/`` (logits [S, N, C])
             and ``report.html``. A former demo there is replaced file by file.
-        taus: temperatures at which IVON is sampled; the report draws the linearised curve between.
+        taus: temperatures at which IVON is sampled besides 0 (the mean) and 1 (the posterior); the report draws the
+            linearised curve between.
         weights: keep the adapters and the posterior.
         report: write ``report.html``.
 
@@ -62,6 +64,10 @@ def run_demo(
     out = Path(out)
     if out.exists() and any(out.iterdir()) and not (out / METRICS_FILE).exists():
         raise FileExistsError(f"{out} holds other files: choose another folder with --out.")
+    taus = {0.0, 1.0, *taus}
+    if not all(0 <= tau < float("inf") for tau in taus):
+        raise ValueError(f"taus are {', '.join(f'{tau:g}' for tau in taus)}; expected finite numbers of at least 0.")
+    write_report = _report_html() if report else None  # ask for plotly now rather than after all the work
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -90,31 +96,38 @@ def run_demo(
         sweep = tau_sweep(runs["ivon"], questions, taus=taus, samples=samples, progress=progress)
     with phase("linearise IVON for every τ"):
         line = linearized(runs["ivon"], questions, progress=progress)
-    facts = {"task": task, "model": model, "split": data.splits["test"], **common}
+    used = runs["ivon"].config["train_size"]  # there may be fewer than were asked for
+    facts = {"task": task, "model": model, "split": data.splits["test"], **common, "train_size": used}
     sweep = TauSweep(sweep.taus, sweep.logits, sweep.labels, line, sweep.metadata | facts)
     results["IVON@mean"] = Predictions(sweep.logits[0, :1], sweep.labels, {**facts, "samples": 0, "tau": 0.0})
-    results["IVON"] = Predictions(sweep.logits[-1], sweep.labels, {**facts, "samples": samples, "tau": sweep.taus[-1]})
+    posterior = sweep.logits[sweep.taus.index(1.0)]
+    results["IVON"] = Predictions(posterior, sweep.labels, {**facts, "samples": samples, "tau": 1.0})
     scores = {method: score(results[method]) for method in METHODS}
-    with phase("write results"):
-        for method, predictions in results.items():
-            name = method.lower().replace(" ", "-").replace("@", "-")
-            predictions.save(out / "predictions" / f"{name}.safetensors")
-        sweep.save(out / "predictions" / "tau-sweep.safetensors")
-        if weights:
-            for optimizer, run in runs.items():
-                save_run(run, out / optimizer, overwrite=True)
-        record = {
-            "scores": {method: {**s, "intervals": s.intervals} for method, s in scores.items()},
-            "paired": paired_differences(results["AdamW"], results["IVON"]),
-            "config": {**facts, "samples": samples, "questions": len(questions), "lora": _lora(base)},
-            "settings": {optimizer: run.config["settings"] for optimizer, run in runs.items()},
-            "history": {optimizer: run.history for optimizer, run in runs.items()},
-            "seconds": seconds,
-            "provenance": provenance(),
-        }
-        write_json(out / METRICS_FILE, record)
-        if report:
-            _write_report(out / "report.html", scores, results, sweep, record)
+    try:
+        with phase("write results"):
+            for method, predictions in results.items():
+                name = method.lower().replace(" ", "-").replace("@", "-")
+                predictions.save(out / "predictions" / f"{name}.safetensors")
+            sweep.save(out / "predictions" / "tau-sweep.safetensors")
+            if weights:
+                for optimizer, run in runs.items():
+                    save_run(run, out / optimizer, overwrite=True)
+            record = {
+                "scores": {method: {**s, "intervals": s.intervals} for method, s in scores.items()},
+                "paired": paired_differences(results["AdamW"], results["IVON"]),
+                "config": {**facts, "samples": samples, "questions": len(questions), "lora": _lora(base)},
+                "settings": {optimizer: run.config["settings"] for optimizer, run in runs.items()},
+                "history": {optimizer: run.history for optimizer, run in runs.items()},
+                "seconds": seconds,
+                "provenance": provenance(),
+            }
+            write_json(out / METRICS_FILE, record)
+            if write_report:
+                _write_report(write_report, out / "report.html", scores, results, sweep, record)
+    except BaseException:
+        if not (out / METRICS_FILE).exists():  # then the folder was empty before: leave nothing half-written
+            shutil.rmtree(out, ignore_errors=True)
+        raise
     return scores
 
 
@@ -153,7 +166,7 @@ def summarize(folders: Sequence[Path]) -> dict:
     """Mean and standard error over the seeds of several demo folders, per method and metric."""
     records = [read_json(Path(folder) / METRICS_FILE) for folder in folders]
     kept = [{k: v for k, v in r["config"].items() if k != "seed"} for r in records]
-    if any(k != kept[0] for k in kept) or any(r["settings"].keys() != records[0]["settings"].keys() for r in records):
+    if any(k != kept[0] for k in kept) or any(r["settings"] != records[0]["settings"] for r in records):
         raise ValueError("These runs differ in more than the seed, so they do not belong in one summary.")
     out: dict = {"seeds": [r["config"]["seed"] for r in records], "config": kept[0], "scores": {}}
     for method in METHODS:
@@ -163,7 +176,8 @@ def summarize(folders: Sequence[Path]) -> dict:
             error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
             out["scores"][method][name] = {"mean": float(values.mean()), "se": error, "values": values.tolist()}
     for name in METRICS:
-        gap = torch.tensor([r["scores"]["IVON"][name] - r["scores"]["AdamW"][name] for r in records])
+        pairs = [(r["scores"]["IVON"][name], r["scores"]["AdamW"][name]) for r in records]
+        gap = torch.tensor([ivon - adamw for ivon, adamw in pairs], dtype=torch.float64)
         out.setdefault("ivon_minus_adamw", {})[name] = {"mean": float(gap.mean()), "values": gap.tolist()}
     out["settings"] = records[0]["settings"]
     out["seconds"] = [r["seconds"] for r in records]
@@ -176,7 +190,7 @@ def _lora(model) -> dict:
     return {**settings, "targets": settings["targets"] or sorted(model.peft_config["default"].target_modules)}
 
 
-def _write_report(path: Path, scores: dict, results: dict, sweep: TauSweep, record: dict) -> None:
+def _report_html():
     try:
         from .report import report_html
     except ModuleNotFoundError as error:
@@ -185,6 +199,10 @@ def _write_report(path: Path, scores: dict, results: dict, sweep: TauSweep, reco
         raise ModuleNotFoundError(
             "The report needs plotly: pip install 'ivon-lora-lite[notebooks]', or pass --no-report."
         ) from error
+    return report_html
+
+
+def _write_report(write, path: Path, scores: dict, results: dict, sweep: TauSweep, record: dict) -> None:
     config, made = record["config"], record["provenance"]
     note = (
         f"{config['model']} on {config['task']} ({config['train_size']} training questions, {config['steps']} steps of "
@@ -195,4 +213,4 @@ def _write_report(path: Path, scores: dict, results: dict, sweep: TauSweep, reco
     diagrams = {m: (results[m].ensemble(), results[m].labels) for m in METHODS[1:]}
     right = {m: float(accuracy(p, y)) for m, (p, y) in diagrams.items()}
     titles = {f"{m} (accuracy {right[m]:.2f})": pair for m, pair in diagrams.items()}
-    report_html(path, "IVON-LoRA demo: AdamW against IVON", scores, titles, sweep, note)
+    write(path, "IVON-LoRA demo: AdamW against IVON", scores, titles, sweep, note)

@@ -19,6 +19,8 @@ __all__ = ["RUN_FILE", "check_free", "load_run", "save_run"]
 
 RUN_FILE = "run.json"
 ADAPTER = "adapter_model.safetensors"
+FACTS = {"config", "history", "seconds"}
+CONFIG = {"task", "optimizer", "seed", "format", "model"}
 
 
 def check_free(folder: str | os.PathLike) -> Path:
@@ -29,7 +31,7 @@ def check_free(folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     if (folder / RUN_FILE).exists():
-        about = read_json(folder / RUN_FILE)["config"]
+        about = _facts(folder)["config"]
         raise FileExistsError(
             f"{folder} holds another run already ({about['optimizer']} on {about['task']}, seed {about['seed']}): "
             "choose another folder, or delete it first."
@@ -85,14 +87,14 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None) -> Run:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from .models import LoraSettings, load_model
+    from .models import DTYPES, LoraSettings, load_model
     from .train import Run
 
     folder = Path(folder)
     for file in (RUN_FILE, ADAPTER):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} holds no finished run: {file} is missing.")
-    facts = read_json(folder / RUN_FILE)
+    facts = _facts(folder)
     try:
         weights = load_file(folder / ADAPTER)
     except SafetensorError as error:
@@ -103,8 +105,11 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None) -> Run:
         raise FileNotFoundError(f"{folder} is an IVON run, but its {POSTERIOR_FILE} is missing.")
     if model is None:
         about = config["model"]
+        if {"name", "dtype", "quantize", "lora"}.difference(about):
+            raise ValueError(f"{folder / RUN_FILE} does not say how to load the model: hand it over as model=.")
         lora = about["lora"] | {"targets": about["lora"]["targets"] and tuple(about["lora"]["targets"])}
-        model = load_model(about["name"], quantize=about["quantize"], lora=LoraSettings(**lora))
+        dtype = next(name for name, kind in DTYPES.items() if str(kind) == f"torch.{about['dtype']}")
+        model = load_model(about["name"], quantize=about["quantize"], dtype=dtype, lora=LoraSettings(**lora))
     for source in (weights, posterior.mean if posterior else weights):
         shapes = {name: tuple(t.shape) for name, t in source.items()}
         wanted = {name: tuple(p.shape) for name, p in trainable(model).items()}
@@ -115,3 +120,12 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None) -> Run:
                 f"wants {wanted.get(wrong[0])}."
             )
     return Run(model, weights, posterior, config, facts["history"], facts["seconds"])
+
+
+def _facts(folder: Path) -> dict:
+    """What ``run.json`` holds; a ``ValueError`` if that is no run."""
+    facts = read_json(folder / RUN_FILE)
+    config = facts.get("config") if isinstance(facts, dict) else None
+    if not isinstance(config, dict) or CONFIG.difference(config) or FACTS.difference(facts):
+        raise ValueError(f"{folder / RUN_FILE} is damaged, or not the record of a run.")
+    return facts

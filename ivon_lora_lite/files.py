@@ -70,6 +70,8 @@ def provenance() -> dict:
 def _commit() -> str | None:
     """The commit of the checkout that this package runs from, marked if the tree differs from it."""
     here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():  # installed: a repository further up is somebody else's
+        return None
     try:
         out = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

@@ -34,13 +34,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ._checks import STRUCTURE, check_group, check_options, matching_state
 from ._plumbing import FiniteGuard, NoiseStreams, average_over_ranks, by, parts, views
 from .diagnostics import ivon_diagnostics
 
 __all__ = ["IVON"]
 
 PER_GROUP = ("lr", "ess", "hess_init", "beta1", "beta2", "weight_decay", "clip_radius")
-STRUCTURE = ("mc_samples", "hess_approx", "debias", "rescale_lr", "sync")  # a checkpoint must agree on these
 
 
 class IVON(Optimizer):
@@ -92,10 +92,7 @@ class IVON(Optimizer):
         seed: int | None = None,
         max_skipped: int = 20,
     ):
-        if not (isinstance(mc_samples, int) and mc_samples >= 1):
-            raise ValueError(f"mc_samples is {mc_samples!r}; expected a whole number of at least 1.")
-        if hess_approx not in ("price", "gradsq"):
-            raise ValueError(f"hess_approx is {hess_approx!r}; expected 'price' or 'gradsq'.")
+        check_options(mc_samples, hess_approx)
         self.mc_samples, self.hess_approx, self.sync = mc_samples, hess_approx, sync
         self.debias, self.rescale_lr = debias, rescale_lr
         self._noise = NoiseStreams(seed, per_rank=sync)
@@ -115,7 +112,7 @@ class IVON(Optimizer):
             raise RuntimeError("A draw is pending: call step() (or zero_grad()) before add_param_group().")
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
+            check_group(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -392,33 +389,12 @@ class IVON(Optimizer):
         Raises:
             ValueError: naming the first difference.
         """
-        if "ivon" not in state_dict:
-            raise ValueError("This is not a checkpoint of this IVON: it has no 'ivon' entry.")
-        own = state_dict["ivon"]
-        for name in STRUCTURE:
-            if own["options"][name] != getattr(self, name):
-                raise ValueError(
-                    f"The checkpoint was made with {name}={own['options'][name]!r}, this optimizer has "
-                    f"{name}={getattr(self, name)!r}: construct it with the checkpoint's value."
-                )
-        ours, theirs = self.param_groups, state_dict["param_groups"]
-        if [len(g["params"]) for g in ours] != [len(g["params"]) for g in theirs]:
-            raise ValueError("The checkpoint has other parameter groups than this optimizer.")
-        indices = [i for g in theirs for i in g["params"]]
-        params = [p for g in ours for p in g["params"]]
-        pairs = [(p, state_dict["state"].get(index, {})) for p, index in zip(params, indices)]
-        for index, (p, saved) in zip(indices, pairs):
-            for name in ("hess", "momentum", "mean"):
-                if name in saved and saved[name].shape != p.shape:
-                    raise ValueError(
-                        f"Parameter {index}: the checkpoint's {name} has shape {tuple(saved[name].shape)}, the "
-                        f"parameter {tuple(p.shape)}: was the checkpoint made with another rank or model?"
-                    )
+        pairs = matching_state(self, state_dict)
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "ivon"})
         for p, saved in pairs:  # torch casts state to the parameter's dtype; ours stays fp32
             self.state[p].update({k: v.detach().clone().to(p.device) for k, v in saved.items() if k != "step"})
-        self._noise.load_state_dict(own["noise"])
-        self._finite.load_state_dict(own["finite"])
+        self._noise.load_state_dict(state_dict["ivon"]["noise"])
+        self._finite.load_state_dict(state_dict["ivon"]["finite"])
         self._forget()
 
     def _init_state(self, p: Tensor, group: dict) -> None:
@@ -443,21 +419,3 @@ class IVON(Optimizer):
     def _forget(self) -> None:
         """Drop the pending draw."""
         self._perturbation, self._entries, self._samples, self._averaged = {}, 0, {}, {}
-
-
-def _check_group(group: dict) -> None:
-    wanted = {
-        "lr": (lambda x: x >= 0, "at least 0"),
-        "ess": (lambda x: x > 0, "above 0"),
-        "hess_init": (lambda x: x > 0, "above 0"),
-        "beta1": (lambda x: 0 <= x < 1, "in [0, 1)"),
-        "beta2": (lambda x: 0 <= x < 1, "in [0, 1)"),
-        "weight_decay": (lambda x: x >= 0, "at least 0"),
-        "clip_radius": (lambda x: x > 0, "above 0"),
-    }
-    for name, (fits, words) in wanted.items():
-        if not fits(group[name]):
-            raise ValueError(f"{name} is {group[name]!r}; expected a number {words}.")
-    for p in group["params"]:
-        if not p.is_floating_point():
-            raise ValueError(f"A parameter has dtype {p.dtype}; a Gaussian posterior needs floating point.")

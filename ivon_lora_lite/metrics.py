@@ -48,7 +48,7 @@ def accuracy(probs: Tensor, labels: Tensor) -> Tensor:
 def nll(probs: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood, the mean of −log p(y), in nats.
 
-    A probability of 0 counts as the smallest positive number of the dtype, so the result is large but finite.
+    A probability of 0 counts as the smallest normal number of the dtype, so the result is large but finite.
 
     Args:
         probs: ``[..., N, C]`` probabilities.
@@ -89,8 +89,8 @@ def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
         ``[...]`` in [0, 1]; multiply by 100 to compare with the paper's table.
     """
     table = reliability(probs, labels, bins)
-    gap = (table.accuracy - table.confidence).abs().nan_to_num(0.0)  # an empty bin weighs nothing
-    return (table.weight * gap).sum(-1)
+    gap = (table.accuracy - table.confidence).abs()
+    return torch.where(table.weight > 0, table.weight * gap, 0.0).sum(-1)  # an empty bin weighs nothing
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,8 @@ def bootstrap_intervals(
         ``{"acc": (low, high), "ece": …, "nll": …, "brier": …}``.
     """
     _check(probs, labels)
+    if probs.dim() != 2:
+        raise ValueError(f"probs has shape {tuple(probs.shape)}; bootstrap intervals need one prediction, [N, C].")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected a coverage between 0 and 1, such as 0.95.")
     weight = _resampling_weights(labels.numel(), resamples, seed)  # [R, N]
@@ -223,3 +225,5 @@ def _check(probs: Tensor, labels: Tensor) -> None:
         )
     if not labels.numel():
         raise ValueError("There are no questions to score: N is 0.")
+    if labels.min() < 0 or labels.max() >= probs.shape[-1]:
+        raise ValueError(f"Labels run from {labels.min()} to {labels.max()}; there are {probs.shape[-1]} choices.")

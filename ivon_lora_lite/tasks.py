@@ -105,7 +105,7 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
     for split in ("train", source.test):
         if split not in rows:
             raise ValueError(f"{name}: the data set has no {split!r} split; it has {', '.join(rows) or 'none'}.")
-    parsed = {split: _questions(name, split, rows[split], source) for split in {"train", source.test}}
+    parsed = {split: _questions(name, split, rows[split], source) for split in dict.fromkeys(("train", source.test))}
     if held_out:
         train = [q for i, q in enumerate(parsed["train"]) if i % HELD_OUT]
         validation = parsed["train"][::HELD_OUT]
@@ -126,6 +126,9 @@ def _questions(name: str, split: str, rows: Iterable[dict], source: Source) -> l
         missing = [column for column in source.columns if column not in row]
         if missing:
             raise ValueError(f"{where}: column {missing[0]!r} is missing; the row has {', '.join(sorted(row))}.")
+        empty = [column for column in source.columns if row[column] is None]
+        if empty:
+            raise ValueError(f"{where}: column {empty[0]!r} is empty.")
         try:
             question = source.convert(row)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -230,9 +233,12 @@ def _downloaded(name: str, source: Source, hub: str | os.PathLike | None) -> dic
     try:
         loaded = datasets.load_dataset(path, source.config)
     except Exception as error:  # datasets raises a dozen types for the same three causes
+        cause = error
+        while cause.__cause__ is not None:  # datasets wraps what went wrong
+            cause = cause.__cause__
         raise FileNotFoundError(
             f"{name}: could not load {source.path} from {'the folder ' + str(hub) if hub else 'the Hugging Face Hub'} "
-            f"({_first_line(error)}). Check the connection, or name a folder laid out like the Hub with --hub DIR or "
+            f"({_first_line(cause)}). Check the connection, or name a folder laid out like the Hub with --hub DIR or "
             "the variable IVON_LORA_HUB."
         ) from error
     return {split: loaded[split] for split in loaded}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from transformers import Trainer
 
 from .diagnostics import advice
@@ -26,11 +27,15 @@ class IVONMixin:
     Args:
         ivon: arguments of :class:`IVON`; the learning rate is the training arguments' unless it has ``lr``. Without
             ``ivon`` the trainer is the one that it extends (unless it is handed an IVON by ``optimizers=``).
+        eval_samples: evaluate and predict with so many draws from the posterior instead of at the mean. Logits become
+            the log of the averaged probabilities; the loss is the average of the draws' losses.
     """
 
-    def __init__(self, *args, ivon: dict | None = None, **kwargs):
+    def __init__(self, *args, ivon: dict | None = None, eval_samples: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
         self._ivon_arguments = ivon
+        self.eval_samples = eval_samples
+        self._posterior: GaussianPosterior | None = None
         self._warned: set[str] = set()
 
     @property
@@ -50,6 +55,29 @@ class IVONMixin:
             return super().training_step(model, inputs, *args, **kwargs)
         with self.ivon_optimizer.sampled_params(train=True):
             return super().training_step(model, inputs, *args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        if self.eval_samples and self.ivon_optimizer is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            self._posterior = GaussianPosterior.from_optimizer(self.ivon_optimizer, model)
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self._posterior = None
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self._posterior is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        losses, total, labels = [], None, None
+        for seed in range(self.eval_samples):  # draw `seed` is the same for every batch
+            with self._posterior.applied(self.accelerator.unwrap_model(model), seed):
+                loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            losses.append(loss)
+            if isinstance(logits, torch.Tensor):
+                probs = logits.float().softmax(-1) / self.eval_samples
+                total = probs if total is None else total + probs
+        loss = None if losses[0] is None else torch.stack(losses).mean()
+        return loss, None if total is None else total.clamp(min=torch.finfo(total.dtype).tiny).log(), labels
 
     def log(self, logs, *args, **kwargs):
         optimizer = self.ivon_optimizer

@@ -129,7 +129,7 @@ def _tiny_config(architecture: str, **options):
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
-        "intermediate_size": 64,
+        "intermediate_size" if architecture != "gpt2" else "n_inner": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": 512,
@@ -148,7 +148,7 @@ def _tiny_config(architecture: str, **options):
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_tokenizer):
-    """A factory of random causal language models (llama, qwen2, gemma, gpt_neox), in evaluation mode.
+    """A factory of random causal language models (llama, qwen2, gemma, gpt_neox, gpt2), in evaluation mode.
 
     ``trained=True`` makes LoRA's B nonzero; ``lora=False`` leaves LoRA out; other options go into the model's config.
     """

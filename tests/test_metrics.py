@@ -355,10 +355,34 @@ def test_intervals_cover_the_true_values_as_often_as_they_say():
         assert 0.83 <= count / repetitions <= 0.97, (name, count / repetitions)
 
 
+@pytest.mark.parametrize(
+    ("right_at", "wrong_at"),
+    [(0.6, 0.9), (0.8, 0.75)],
+    ids=["two bins with opposite gaps", "one bin and its upper edge"],
+)
+def test_the_interval_of_the_ece_is_as_wide_as_plain_resampling_says(right_at, wrong_at):
+    probs = torch.stack([sure(right_at)] * 40 + [sure(wrong_at)] * 40)
+    labels = torch.tensor([0] * 40 + [1] * 40)
+    low, high = bootstrap_intervals(probs, labels, resamples=1000)["ece"]
+    rng = np.random.default_rng(1)
+    rows = [torch.from_numpy(rng.integers(80, size=80)) for _ in range(1000)]
+    expected = np.quantile([numpy_metrics(probs[i], labels[i])["ece"] for i in rows], [0.025, 0.975])
+    assert high - low == pytest.approx(expected[1] - expected[0], rel=0.2)
+
+
+def test_the_interval_of_the_ece_is_centred_on_the_estimate():
+    # resampling adds noise to every bin, so without recentring a calibrated model's interval would lie too high
+    probs, _ = random_case(60)
+    labels = torch.multinomial(probs, 1, generator=torch.Generator().manual_seed(0)).flatten()
+    low, high = bootstrap_intervals(probs, labels, level=0.01)["ece"]
+    assert (low, high) == pytest.approx((ece(probs, labels).item(),) * 2, abs=2e-3)
+
+
 def test_the_interval_of_the_ece_never_goes_below_zero():
-    probs, labels = random_case(200, choices=2)
-    calibrated = torch.full_like(probs, 0.5)
-    assert bootstrap_intervals(calibrated, labels, resamples=200)["ece"][0] >= 0
+    probs = torch.full((100, 2), 0.5)
+    labels = torch.arange(100) % 2  # half right at confidence one half: the ECE is 0
+    low, high = bootstrap_intervals(probs, labels, resamples=200)["ece"]
+    assert low == 0 < high
 
 
 def test_intervals_of_float32_equal_those_of_float64():
