@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the search; reported runs use others")
     parser.add_argument("--samples", type=int, default=5, help="draws of IVON's validation predictions")
     parser.add_argument("--adamw-lr", type=float, nargs="*", default=[1e-4, 2e-4, 4e-4])
-    parser.add_argument("--ivon-lr", type=float, nargs="*", default=[0.2, 0.4, 0.1])
-    parser.add_argument("--sigma", type=float, nargs="*", default=[0.035, 0.05, 0.025])
+    parser.add_argument("--ivon-lr", type=float, nargs="*", default=[0.1, 0.2, 0.3, 0.4])
+    parser.add_argument("--sigma", type=float, nargs="*", default=[0.025, 0.035, 0.05])
     args = parser.parse_args()
     model, task = load_model(), load_task("everyday")
     for name, optimizer, settings in trials(args):

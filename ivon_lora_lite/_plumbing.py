@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -62,8 +63,9 @@ class NoiseStreams:
             if self.seed is None:
                 self.seed = _shared(torch.initial_seed() % 2**48)
             rank = dist.get_rank() + 1 if self.per_rank and _several() else 0
-            seed = self.seed + 2**48 * (2 * rank + (purpose == "eval"))
-            self._generators[key] = torch.Generator(device).manual_seed(seed % 2**63)
+            # mixed, because torch's CPU generator heeds the lowest 32 bits of a seed only
+            mixed = np.random.SeedSequence([self.seed, rank, purpose == "eval"]).generate_state(1, np.uint64)
+            self._generators[key] = torch.Generator(device).manual_seed(int(mixed[0] >> 1))
             if key in self._saved:
                 self._generators[key].set_state(self._saved.pop(key).cpu())
         return self._generators[key]

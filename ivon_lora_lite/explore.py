@@ -11,24 +11,37 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from . import metrics
-from .prediction import METRICS, Scores
+from .prediction import METRICS, Scores, score
 from .sweep import TauSweep
 
 __all__ = ["COLORS", "TauExplorer", "reliability_figure", "table_html", "tradeoff_figure"]
 
 COLORS = {"ivon": "#1f5fbf", "linear": "#7fa7dd", "adamw": "#d9822b", "before": "#8a8f98", "now": "#c2255c"}
-TITLES = {"acc": "accuracy ↑", "nll": "NLL ↓", "ece": "ECE ↓", "brier": "Brier ↓"}
-PANELS = ("acc", "nll", "ece", "brier")
-LINE = tuple(i / 20 for i in range(21))  # where the linearised curve is drawn
+TITLES = {"acc": "accuracy ↑", "ece": "ECE ↓", "nll": "NLL ↓", "brier": "Brier ↓"}
+SPANS = {"acc": 0.1, "ece": 0.1, "nll": 0.2, "brier": 0.1}  # axes show at least so much, so that noise looks small
+INK = "#1c2733"
 LAYOUT = {
     "template": "plotly_white",
-    "font": {"family": "system-ui, sans-serif", "size": 13},
-    "margin": {"l": 50, "r": 20, "t": 50, "b": 45},
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+    "margin": {"l": 55, "r": 15, "t": 40, "b": 50},
+    "hoverlabel": {"font": {"size": 13}},
 }
+MEAN = "τ = 0, the mean"
+CAPTION = "Bars on the dotted line are calibrated, below it overconfident. Darker bars hold more questions."
+AXIS = {"standoff": 6, "font": {"size": 14}}
+STYLE = """
+.ivon table { border-collapse: collapse; margin: 6px 0; font-size: 14px; line-height: 1.5 }
+.ivon th, .ivon td { padding: 4px 18px 4px 0; text-align: right; border: 0; font-variant-numeric: tabular-nums }
+.ivon th:first-child, .ivon .text { text-align: left } .ivon thead th { white-space: nowrap }
+.ivon thead th { border-bottom: 2px solid currentColor }
+.ivon tbody tr + tr > * { border-top: 1px solid #8885 }
+.ivon .ci { white-space: nowrap } .ivon .ci, .ivon .note { opacity: .7; font-size: 12px }
+.ivon .note { margin: 2px 0 8px } .ivon p { line-height: 1.5 }
+"""
 
 
 def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = None) -> go.Figure:
-    """Accuracy, NLL, ECE and Brier score against τ (Figure 1 of Cong et al. 2024), with a marker at one τ.
+    """Accuracy, ECE, NLL and Brier score against τ (Figure 1 of Cong et al. 2024), with a marker at one τ.
 
     Args:
         sweep: predictions at several τ.
@@ -38,31 +51,51 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
     Returns:
         Four panels. Per panel: the sampled points, the linearised curve if there is one, the marker.
     """
-    figure = make_subplots(2, 2, subplot_titles=[TITLES[name] for name in PANELS], vertical_spacing=0.16)
-    sampled = sweep.curves(samples)
-    line = sweep.linear_curves(LINE) if sweep.linear is not None else None
+    titles = [f"<b>{TITLES[name]}</b>" for name in METRICS]
+    figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.13)
+    sampled, taus = sweep.curves(samples), line_taus(sweep)
+    line = sweep.linear_curves(taus) if sweep.linear is not None else None
+    at = {name: values[sweep.taus.index(tau)] for name, values in sampled.items()} if tau in sweep.taus else None
+    at = at or {name: values[0] for name, values in sweep.linear_curves([tau]).items()}
     count = sweep.samples if samples is None else samples
-    for k, name in enumerate(PANELS):
-        place = {"row": k // 2 + 1, "col": k % 2 + 1}
+    for k, name in enumerate(METRICS):
+        place = {"row": k // 2 + 1, "col": k % 2 + 1, "showlegend": k == 0}
+        hover = f"τ = %{{x}}<br>{TITLES[name][:-2]} %{{y:.3f}}"
         if line is not None:
             figure.add_scatter(
-                x=LINE, y=_round(line[name]), mode="lines", name="linearised", legendgroup="linear",
-                line={"color": COLORS["linear"], "dash": "dash"}, showlegend=k == 0, **place,
+                x=taus, y=_round(line[name]), mode="lines", name="linearised", legendgroup="linear",
+                line={"color": COLORS["linear"], "dash": "dash"}, hovertemplate=hover, **place,
             )  # fmt: skip
         figure.add_scatter(
-            x=sweep.taus, y=_round(sampled[name]), mode="markers+lines", name=f"{count} draws", legendgroup="ivon",
-            line={"color": COLORS["ivon"]}, showlegend=k == 0, **place,
+            x=sweep.taus, y=_round(sampled[name]), mode="markers+lines", name=_draws(count), legendgroup="ivon",
+            line={"color": COLORS["ivon"]}, hovertemplate=hover, **place,
         )  # fmt: skip
-        start = sampled[name][sweep.taus.index(tau)] if tau in sweep.taus else sweep.linear_curves([tau])[name][0]
         figure.add_scatter(
-            x=[tau], y=[round(float(start), 4)], mode="markers", name=f"τ = {tau:g}", legendgroup="now",
+            x=[tau], y=[round(float(at[name]), 4)], mode="markers", name=f"τ = {tau:g}", legendgroup="now",
             marker={"color": COLORS["now"], "size": 13, "line": {"color": "white", "width": 2}},
-            showlegend=k == 0, **place,
+            hovertemplate=f"{hover}<extra></extra>", **place,
         )  # fmt: skip
-    figure.update_xaxes(title_text="τ", row=2, range=[-0.05, max(1.0, sweep.taus[-1]) + 0.05])
-    figure.update_xaxes(row=1, range=[-0.05, max(1.0, sweep.taus[-1]) + 0.05])
-    legend = {"orientation": "h", "y": -0.14, "x": 0}
-    return figure.update_layout(**LAYOUT, height=480, legend=legend)
+    figure.update_xaxes(range=[-0.04 * taus[-1], 1.04 * taus[-1]], dtick=0.25 if taus[-1] <= 1.5 else None)
+    figure.update_xaxes(title={"text": "τ", **AXIS}, row=2)
+    set_ranges(figure, sampled, line)
+    figure.update_annotations(font_size=14)
+    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.17, "yanchor": "top"}
+    return figure.update_layout(**LAYOUT, height=470, legend=legend)
+
+
+def line_taus(sweep: TauSweep) -> tuple[float, ...]:
+    """Where the linearised curve is drawn: from 0 to 1, or as far as the draws go."""
+    end = max(1.0, sweep.taus[-1])
+    return tuple(round(end * i / 20, 4) for i in range(21))
+
+
+def set_ranges(figure: go.Figure, *curves: Mapping[str, Tensor] | None) -> None:
+    """Make every panel hold its curves, and no range narrower than ``SPANS``: else an axis would magnify noise."""
+    for k, name in enumerate(METRICS):
+        values = torch.cat([c[name].flatten() for c in curves if c is not None])
+        low, high = float(values.min()), float(values.max())
+        pad = max(0.1 * (high - low), (SPANS[name] - (high - low)) / 2)
+        figure.update_yaxes(range=[round(low - pad, 4), round(high + pad, 4)], nticks=6, row=k // 2 + 1, col=k % 2 + 1)
 
 
 def reliability_figure(predictions: Mapping[str, tuple[Tensor, Tensor]], bins: int = metrics.BINS) -> go.Figure:
@@ -72,30 +105,36 @@ def reliability_figure(predictions: Mapping[str, tuple[Tensor, Tensor]], bins: i
         predictions: title → (probabilities ``[N, C]``, labels ``[N]``).
         bins: number of equal-width bins.
     """
-    figure = make_subplots(1, len(predictions), subplot_titles=list(predictions), shared_yaxes=True)
+    titles = [f"<b>{html.escape(title)}</b>" for title in predictions]
+    figure = make_subplots(1, len(predictions), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
     centre = [(b + 0.5) / bins for b in range(bins)]
+    hover = f"confidence %{{x:.2f}} ± {0.5 / bins:.2f}<br>accuracy %{{y:.2f}}<br>questions %{{customdata}}"
     for k, (title, (probs, labels)) in enumerate(predictions.items(), start=1):
-        heights, colors = reliability_bars(probs, labels, bins)
         figure.add_bar(
-            x=centre, y=heights, width=0.92 / bins, marker={"color": colors}, name=title, showlegend=False,
-            hovertemplate="confidence %{x:.2f}<br>accuracy %{y:.2f}<extra></extra>", row=1, col=k,
+            x=centre, width=0.92 / bins, **reliability_bars(probs, labels, bins), name=title, showlegend=False,
+            hovertemplate=f"{hover}<extra></extra>", row=1, col=k,
         )  # fmt: skip
         figure.add_scatter(
-            x=[0, 1], y=[0, 1], mode="lines", line={"color": "#444", "dash": "dot", "width": 1},
+            x=[0, 1], y=[0, 1], mode="lines", line={"color": "#444", "dash": "dot", "width": 1.5},
             showlegend=False, hoverinfo="skip", row=1, col=k,
         )  # fmt: skip
-    figure.update_xaxes(range=[0, 1], title_text="confidence")
-    figure.update_yaxes(range=[0, 1.02])
-    figure.update_yaxes(title_text="accuracy", col=1)
-    return figure.update_layout(**LAYOUT, height=330, bargap=0)
+    figure.update_xaxes(range=[0, 1], dtick=0.25, title={"text": "confidence", **AXIS})
+    figure.update_yaxes(range=[0, 1.02], dtick=0.25, ticklabelstandoff=4)
+    figure.update_yaxes(title={"text": "accuracy", **AXIS}, col=1)
+    figure.update_annotations(font_size=14)
+    return figure.update_layout(**LAYOUT, height=340, bargap=0)
 
 
-def reliability_bars(probs: Tensor, labels: Tensor, bins: int = metrics.BINS) -> tuple[list[float], list[str]]:
-    """Heights (accuracy) and colours (the fuller the bin, the darker) of a reliability diagram."""
+def reliability_bars(probs: Tensor, labels: Tensor, bins: int = metrics.BINS) -> dict:
+    """The bars of a reliability diagram for plotly: accuracy (``y``), number of questions (``customdata``), colour.
+
+    The fuller a bin, the darker its bar.
+    """
     table = metrics.reliability(probs.double(), labels, bins)
-    heights = _round(table.accuracy.nan_to_num(0.0))
     shade = (table.weight / table.weight.max()).sqrt()
-    return heights, [f"rgba(31, 95, 191, {0.15 + 0.8 * float(a):.2f})" if a > 0 else "rgba(0,0,0,0)" for a in shade]
+    colors = [f"rgba(31, 95, 191, {0.15 + 0.8 * float(a):.2f})" if a > 0 else "rgba(0,0,0,0)" for a in shade]
+    counts = (table.weight * len(labels)).round().long().tolist()
+    return {"y": _round(table.accuracy.nan_to_num(0.0)), "customdata": counts, "marker": {"color": colors}}
 
 
 def table_html(rows: Mapping[str, Scores]) -> str:
@@ -103,11 +142,12 @@ def table_html(rows: Mapping[str, Scores]) -> str:
     head = "".join(f"<th>{TITLES[name]}</th>" for name in METRICS)
     body = []
     for title, scores in rows.items():
-        cells = [f"<td>{_cell(scores, name)}</td>" for name in METRICS]
-        body.append(f"<tr><th style='text-align:left'>{html.escape(title)}</th>{''.join(cells)}</tr>")
+        cells = [f"<td data-metric='{name}'>{_cell(scores, name)}</td>" for name in METRICS]
+        body.append(f"<tr><th>{html.escape(title)}</th>{''.join(cells)}</tr>")
     return (
-        f"<table class='scores'><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-        "<p class='note'>In brackets: 95 % bootstrap interval over questions. ECE with 10 bins.</p>"
+        f"<style>{STYLE}</style><div class='ivon'><table><thead><tr><th></th>{head}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table>"
+        f"<p class='note'>In brackets: 95 % bootstrap interval over questions. ECE with {metrics.BINS} bins.</p></div>"
     )
 
 
@@ -127,26 +167,45 @@ class TauExplorer:
         import ipywidgets as widgets
 
         self.sweep, self.questions = sweep, questions
-        start = sweep.taus[-1]
-        self._tau = widgets.SelectionSlider(options=[(f"{t:g}", t) for t in sweep.taus], value=start, description="τ")
-        self._any_tau = widgets.FloatSlider(value=start, min=0, max=max(1.0, start), step=0.01, description="τ")
-        self._samples = widgets.IntSlider(value=sweep.samples, min=1, max=sweep.samples, description="draws S")
+        start, narrow = sweep.taus[-1], {"description_width": "initial"}
+        self._tau = widgets.SelectionSlider(
+            options=[(f"{t:g}", t) for t in sweep.taus], value=start, description="τ", style=narrow
+        )
+        self._any_tau = widgets.FloatSlider(
+            value=start, min=0, max=line_taus(sweep)[-1], step=0.01, description="τ", style=narrow
+        )
+        self._samples = widgets.IntSlider(
+            value=sweep.samples, min=1, max=sweep.samples, description="draws S", style=narrow
+        )
         options = ["sampled"] + (["linearised"] if sweep.linear is not None else [])
-        self._mode = widgets.ToggleButtons(options=options)
+        self._mode = widgets.ToggleButtons(options=options, style={"button_width": "90px"})
+        self._mode.layout.display = None if len(options) > 1 else "none"
         self._table, self._flips = widgets.HTML(), widgets.HTML()
         self.figure = go.FigureWidget(tradeoff_figure(sweep, start))
+        # one range for any number of draws: then the curves are seen to move
+        line = sweep.linear_curves(line_taus(sweep)) if sweep.linear is not None else None
+        set_ranges(self.figure, *(sweep.curves(s + 1) for s in range(sweep.samples)), line)
         self.reliability = go.FigureWidget(reliability_figure({f"τ = {start:g}": (self._probs(), sweep.labels)}))
-        self.reliability.update_layout(width=380)
+        self._mean = mean_probabilities(sweep)
+        self._mean_scores = None if self._mean is None else score(self._mean, sweep.labels)
         self._show_slider()
         for control in (self._tau, self._any_tau, self._samples):
             control.observe(self._redraw, names="value")
-        self._mode.observe(self._show_slider, names="value")
-        self._redraw()
+        self._mode.observe(self._change_mode, names="value")
+
+        def column(share: str, *children):
+            return widgets.VBox(children, layout={"flex": share, "min_width": "0", "overflow": "hidden"})
+
+        caption = widgets.HTML(f"<div class='ivon'><p class='note'>{CAPTION}</p></div>")
+        controls = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "4px 24px", "margin": "8px 0 4px"}
         self.widget = widgets.VBox(
             [
-                widgets.HBox([self._tau, self._any_tau, self._samples, self._mode]),
+                widgets.HBox([self._tau, self._any_tau, self._samples, self._mode], layout=controls),
                 self._table,
-                widgets.HBox([self.figure, self.reliability]),
+                widgets.HBox(
+                    [column("3 1 440px", self.figure), column("2 1 300px", self.reliability, caption)],
+                    layout={"flex_flow": "row wrap", "align_items": "center"},
+                ),
                 self._flips,
             ]
         )
@@ -159,6 +218,8 @@ class TauExplorer:
     @tau.setter
     def tau(self, value: float) -> None:
         if self.linear:
+            if not 0 <= value <= self._any_tau.max:
+                raise ValueError(f"tau={value}; the slider goes from 0 to {self._any_tau.max:g}.")
             self._any_tau.value = value
         elif value in self.sweep.taus:
             self._tau.value = value
@@ -192,12 +253,20 @@ class TauExplorer:
     def marker(self) -> dict[str, tuple[float, float]]:
         """Where the marker is in each panel, metric → (τ, value)."""
         traces = [t for t in self.figure.data if t.legendgroup == "now"]
-        return {name: (t.x[0], t.y[0]) for name, t in zip(PANELS, traces)}
+        return {name: (t.x[0], t.y[0]) for name, t in zip(METRICS, traces)}
 
     def _probs(self) -> Tensor:
         return self.sweep.at(self.tau, None if self.linear else self.samples, linear=self.linear)
 
-    def _show_slider(self, _=None) -> None:
+    def _change_mode(self, _=None) -> None:
+        # the other slider takes over where this one was: exactly, or at the nearest τ that was sampled
+        if self.linear:
+            self._any_tau.value = self._tau.value
+        else:
+            self._tau.value = min(self.sweep.taus, key=lambda tau: abs(tau - self._any_tau.value))
+        self._show_slider()
+
+    def _show_slider(self) -> None:
         self._tau.layout.display = "none" if self.linear else None
         self._samples.layout.display = "none" if self.linear else None
         self._any_tau.layout.display = None if self.linear else "none"
@@ -205,42 +274,60 @@ class TauExplorer:
 
     def _redraw(self, _=None) -> None:
         tau, probs = self.tau, self._probs()
-        self.scores = self.sweep.scores(tau, None if self.linear else self.samples, linear=self.linear)
-        kind = "linearised" if self.linear else f"{self.samples} draws"
-        self._table.value = table_html({f"τ = {tau:g}, {kind}": self.scores})
+        self.scores = score(probs, self.sweep.labels)
+        kind = "linearised" if self.linear else _draws(self.samples)
+        rows = {MEAN: self._mean_scores} if self._mean_scores else {}
+        self._table.value = table_html({**rows, f"τ = {tau:g}, {kind}": self.scores})
         curves = self.sweep.curves(self.samples)
         with self.figure.batch_update():
-            for name, trace in zip(PANELS, (t for t in self.figure.data if t.legendgroup == "now")):
+            for name, trace in zip(METRICS, (t for t in self.figure.data if t.legendgroup == "now")):
                 trace.update(x=[tau], y=[round(self.scores[name], 4)], name=f"τ = {tau:g}")
-            for name, trace in zip(PANELS, (t for t in self.figure.data if t.legendgroup == "ivon")):
-                trace.update(y=_round(curves[name]), name=f"{self.samples} draws")
-        heights, colors = reliability_bars(probs, self.sweep.labels)
+            for name, trace in zip(METRICS, (t for t in self.figure.data if t.legendgroup == "ivon")):
+                trace.update(y=_round(curves[name]), name=_draws(self.samples))
         with self.reliability.batch_update():
-            self.reliability.data[0].update(y=heights, marker={"color": colors})
-            self.reliability.layout.annotations[0].text = f"τ = {tau:g}"
+            self.reliability.data[0].update(reliability_bars(probs, self.sweep.labels))
+            self.reliability.layout.annotations[0].text = f"<b>τ = {tau:g}, {kind}</b>"
         self._flips.value = flips_html(self.sweep, probs, self.questions)
 
     def _repr_mimebundle_(self, **kwargs):
         return self.widget._repr_mimebundle_(**kwargs)
 
 
+def mean_probabilities(sweep: TauSweep) -> Tensor | None:
+    """Probabilities ``[N, C]`` at τ = 0, or None if the sweep does not know them."""
+    if sweep.taus[0] == 0:
+        return sweep.at(0.0)
+    return sweep.at(0.0, linear=True) if sweep.linear is not None else None
+
+
 def flips_html(sweep: TauSweep, probs: Tensor, questions: Sequence | None, limit: int = 6) -> str:
-    """The questions whose answer differs from the one at the mean."""
-    mean = sweep.logits[0, 0] if sweep.taus[0] == 0 else sweep.linear.mean
+    """The questions whose answer differs from the one at the mean; nothing if the mean's answers are not known."""
+    mean = mean_probabilities(sweep)
+    if mean is None:
+        return ""
     before, after = mean.argmax(-1), probs.argmax(-1)
     flipped = torch.nonzero(before != after).flatten().tolist()
     gained = sum(int(after[i] == sweep.labels[i]) for i in flipped)
     lost = sum(int(before[i] == sweep.labels[i]) for i in flipped)
-    text = f"<p>{len(flipped)} answers differ from the mean's: {gained} became right, {lost} became wrong.</p>"
-    if questions is None or not flipped:
-        return text
-    rows = "".join(
-        f"<tr><td style='text-align:left'>{html.escape(questions[i].stem)}</td>"
-        f"<td>{_choice(questions[i], before[i], sweep.labels[i])}</td>"
-        f"<td>{_choice(questions[i], after[i], sweep.labels[i])}</td></tr>"
-        for i in flipped[:limit]
+    text = (
+        f"<p>{len(flipped)} of {len(after)} answers differ from the mean's: {gained} became right, {lost} became wrong"
+        f", {len(flipped) - gained - lost} stayed wrong.</p>"
     )
-    return f"{text}<table><tr><th>question</th><th>at the mean</th><th>now</th></tr>{rows}</table>"
+    if questions is not None and flipped:
+        rows = "".join(
+            f"<tr><td class='text'>{html.escape(questions[i].stem)}</td>"
+            f"<td class='text'>{_choice(questions[i], before[i], sweep.labels[i])}</td>"
+            f"<td class='text'>{_choice(questions[i], after[i], sweep.labels[i])}</td></tr>"
+            for i in flipped[:limit]
+        )
+        head = "".join(f"<th class='text'>{title}</th>" for title in ("question", "at the mean", "now"))
+        more = f"<p class='note'>… and {len(flipped) - limit} more.</p>" if len(flipped) > limit else ""
+        text += f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
+    return f"<div class='ivon'>{text}</div>"
+
+
+def _draws(count: int) -> str:
+    return "1 draw" if count == 1 else f"{count} draws"
 
 
 def _choice(question, choice: Tensor, label: Tensor) -> str:

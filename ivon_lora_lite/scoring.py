@@ -42,6 +42,8 @@ def collate(questions: Sequence[Question], tokenizer, format: str, max_length: i
     """
     if format not in FORMATS:
         raise ValueError(f"There is no answer format {format!r}. Known formats: {', '.join(FORMATS)}.")
+    if not questions:
+        raise ValueError("There are no questions to collate.")
     limit = max_length or min(tokenizer.model_max_length, 2**20)
     batch = (_letter_batch if format == "letter" else _text_batch)(questions, tokenizer, limit)
     batch["answers"] = torch.tensor([q.answer for q in questions])
@@ -83,10 +85,7 @@ def answer_token(tokenizer, prompt: str, word: str) -> int:
     It is read off ``prompt + " " + word``: byte-level BPE has a token of its own for " A", SentencePiece ("▁A") and
     others do not share ids with a bare "A". If a word has several tokens, the first one counts.
     """
-    start, whole = _ids(tokenizer, prompt), _ids(tokenizer, f"{prompt} {word}")
-    while start and whole[: len(start)] != start:  # the tokenizer merged across the border
-        start = start[:-1]
-    return whole[len(start)]
+    return _continuation(tokenizer, prompt, _ids(tokenizer, prompt), word)[0]
 
 
 def _letter_batch(questions: Sequence[Question], tokenizer, limit: int) -> Batch:
