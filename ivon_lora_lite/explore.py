@@ -32,7 +32,8 @@ AXIS = {"standoff": 6, "font": {"size": 14}}
 STYLE = """
 .ivon table { border-collapse: collapse; margin: 6px 0; font-size: 14px; line-height: 1.5 }
 .ivon th, .ivon td { padding: 4px 18px 4px 0; text-align: right; border: 0; font-variant-numeric: tabular-nums }
-.ivon th:first-child, .ivon .text { text-align: left } .ivon thead th { white-space: nowrap }
+.ivon th:first-child, .ivon .text { text-align: left }
+.ivon th:first-child { min-width: 170px } .ivon thead th { white-space: nowrap }
 .ivon thead th { border-bottom: 2px solid currentColor }
 .ivon tbody tr + tr > * { border-top: 1px solid #8885 }
 .ivon .ci { white-space: nowrap } .ivon .ci, .ivon .note { opacity: .7; font-size: 12px }
@@ -45,7 +46,7 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
 
     Args:
         sweep: predictions at several τ.
-        tau: where the marker is.
+        tau: where the marker is: a sampled τ, or, with a linearised Gaussian, any τ.
         samples: number of draws; default: all.
 
     Returns:
@@ -55,8 +56,7 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
     figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.13)
     sampled, taus = sweep.curves(samples), line_taus(sweep)
     line = sweep.linear_curves(taus) if sweep.linear is not None else None
-    at = {name: values[sweep.taus.index(tau)] for name, values in sampled.items()} if tau in sweep.taus else None
-    at = at or {name: values[0] for name, values in sweep.linear_curves([tau]).items()}
+    at = sweep.scores(tau, samples, linear=tau not in sweep.taus and line is not None, intervals=False)
     count = sweep.samples if samples is None else samples
     for k, name in enumerate(METRICS):
         place = {"row": k // 2 + 1, "col": k % 2 + 1, "showlegend": k == 0}
@@ -67,11 +67,11 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
                 line={"color": COLORS["linear"], "dash": "dash"}, hovertemplate=hover, **place,
             )  # fmt: skip
         figure.add_scatter(
-            x=sweep.taus, y=_round(sampled[name]), mode="markers+lines", name=_draws(count), legendgroup="ivon",
+            x=sweep.taus, y=_round(sampled[name]), mode="markers+lines", name=draws_text(count), legendgroup="ivon",
             line={"color": COLORS["ivon"]}, hovertemplate=hover, **place,
         )  # fmt: skip
         figure.add_scatter(
-            x=[tau], y=[round(float(at[name]), 4)], mode="markers", name=f"τ = {tau:g}", legendgroup="now",
+            x=[tau], y=[round(at[name], 4)], mode="markers", name=f"τ = {tau:g}", legendgroup="now",
             marker={"color": COLORS["now"], "size": 13, "line": {"color": "white", "width": 2}},
             hovertemplate=f"{hover}<extra></extra>", **place,
         )  # fmt: skip
@@ -142,7 +142,7 @@ def table_html(rows: Mapping[str, Scores]) -> str:
     head = "".join(f"<th>{TITLES[name]}</th>" for name in METRICS)
     body = []
     for title, scores in rows.items():
-        cells = [f"<td data-metric='{name}'>{_cell(scores, name)}</td>" for name in METRICS]
+        cells = [f"<td data-metric='{name}'>{cell_html(scores, name)}</td>" for name in METRICS]
         body.append(f"<tr><th>{html.escape(title)}</th>{''.join(cells)}</tr>")
     return (
         f"<style>{STYLE}</style><div class='ivon'><table><thead><tr><th></th>{head}</tr></thead>"
@@ -193,19 +193,19 @@ class TauExplorer:
             control.observe(self._redraw, names="value")
         self._mode.observe(self._change_mode, names="value")
 
-        def column(share: str, *children):
-            return widgets.VBox(children, layout={"flex": share, "min_width": "0", "overflow": "hidden"})
-
-        caption = widgets.HTML(f"<div class='ivon'><p class='note'>{CAPTION}</p></div>")
-        controls = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "4px 24px", "margin": "8px 0 4px"}
+        # given widths: a figure is drawn before the page knows how much room it has
+        self.figure.update_layout(width=570)
+        self.reliability.update_layout(width=370, height=390)
+        caption = widgets.HTML(f"<div class='ivon'><p class='note'>{CAPTION}</p></div>", layout={"width": "370px"})
+        wrap = {"flex_flow": "row wrap", "align_items": "center", "overflow": "visible"}
         self.widget = widgets.VBox(
             [
-                widgets.HBox([self._tau, self._any_tau, self._samples, self._mode], layout=controls),
-                self._table,
                 widgets.HBox(
-                    [column("3 1 440px", self.figure), column("2 1 300px", self.reliability, caption)],
-                    layout={"flex_flow": "row wrap", "align_items": "center"},
+                    [self._tau, self._any_tau, self._samples, self._mode],
+                    layout={**wrap, "grid_gap": "4px 24px", "margin": "8px 0 4px"},
                 ),
+                self._table,
+                widgets.HBox([self.figure, widgets.VBox([self.reliability, caption])], layout=wrap),
                 self._flips,
             ]
         )
@@ -275,7 +275,7 @@ class TauExplorer:
     def _redraw(self, _=None) -> None:
         tau, probs = self.tau, self._probs()
         self.scores = score(probs, self.sweep.labels)
-        kind = "linearised" if self.linear else _draws(self.samples)
+        kind = "linearised" if self.linear else draws_text(self.samples)
         rows = {MEAN: self._mean_scores} if self._mean_scores else {}
         self._table.value = table_html({**rows, f"τ = {tau:g}, {kind}": self.scores})
         curves = self.sweep.curves(self.samples)
@@ -283,7 +283,7 @@ class TauExplorer:
             for name, trace in zip(METRICS, (t for t in self.figure.data if t.legendgroup == "now")):
                 trace.update(x=[tau], y=[round(self.scores[name], 4)], name=f"τ = {tau:g}")
             for name, trace in zip(METRICS, (t for t in self.figure.data if t.legendgroup == "ivon")):
-                trace.update(y=_round(curves[name]), name=_draws(self.samples))
+                trace.update(y=_round(curves[name]), name=draws_text(self.samples))
         with self.reliability.batch_update():
             self.reliability.data[0].update(reliability_bars(probs, self.sweep.labels))
             self.reliability.layout.annotations[0].text = f"<b>τ = {tau:g}, {kind}</b>"
@@ -326,7 +326,7 @@ def flips_html(sweep: TauSweep, probs: Tensor, questions: Sequence | None, limit
     return f"<div class='ivon'>{text}</div>"
 
 
-def _draws(count: int) -> str:
+def draws_text(count: int) -> str:
     return "1 draw" if count == 1 else f"{count} draws"
 
 
@@ -334,7 +334,7 @@ def _choice(question, choice: Tensor, label: Tensor) -> str:
     return f"{html.escape(question.choices[int(choice)])} {'✓' if choice == label else '✗'}"
 
 
-def _cell(scores: Scores, name: str) -> str:
+def cell_html(scores: Scores, name: str) -> str:
     low, high = scores.intervals.get(name, (None, None))
     span = f" <span class='ci'>[{low:.3f}, {high:.3f}]</span>" if low is not None else ""
     return f"{scores[name]:.3f}{span}"

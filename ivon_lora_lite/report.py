@@ -19,6 +19,8 @@ from .explore import (
     MEAN,
     METRICS,
     STYLE,
+    cell_html,
+    draws_text,
     flips_html,
     line_taus,
     mean_probabilities,
@@ -39,8 +41,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff
   padding: 0 1rem }
 h1 { font-size: 1.7rem; line-height: 1.2; margin-bottom: .4rem } h2 { font-size: 1.25rem; margin: 2.4rem 0 .4rem }
 p { margin: .4rem 0 } .wide { overflow-x: auto }
-.ivon table { font-size: 15px; width: 100%; table-layout: fixed } .ivon .ci, .ivon .note { font-size: 13px }
-.ivon th, .ivon td { padding-right: 0 } .ivon th:first-child { width: 19% }
+body .ivon table { font-size: 15px; width: 100%; table-layout: fixed }
+body .ivon .ci, body .ivon .note { font-size: 13px }
+body .ivon th, body .ivon td { padding-right: 0 } body .ivon th:first-child { width: 18%; min-width: 0 }
 .controls { display: flex; gap: 1rem 2.4rem; align-items: center; flex-wrap: wrap; background: #f4f7fb;
   border: 1px solid #dbe4ef; border-radius: 10px; padding: .8rem 1.2rem; margin: 1rem 0 }
 .slider { flex: 1 1 300px; display: grid; grid-template-columns: 1fr 5.2em; align-items: center; column-gap: 1rem }
@@ -60,7 +63,7 @@ fieldset input:focus-visible + span { outline: 3px solid var(--linear); outline-
 .side { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1rem; align-items: center }
 @media (max-width: 760px) {
   .side { grid-template-columns: minmax(0, 1fr) } .controls { padding: .8rem }
-  .ivon table { font-size: 14px; min-width: 400px } .ivon .ci { display: block; font-size: 11px }
+  body .ivon table { font-size: 13px } body .ivon .ci { display: block; white-space: normal; font-size: 12px }
 }
 @media print { .controls { border: 0; background: none; padding: 0 } }
 """
@@ -78,11 +81,8 @@ function move() {
   document.getElementById('value').textContent = name;
   slider.setAttribute('aria-valuetext', name);
   row.querySelector('th').textContent = entry.title;
-  for (const metric of data.metrics) {
-    const [value, low, high] = entry[metric].map(x => x.toFixed(3));
-    row.querySelector(`[data-metric=${metric}]`).innerHTML = `${value} <span class='ci'>[${low}, ${high}]</span>`;
-  }
-  const at = {x: data.metrics.map(() => [entry.tau]), y: data.metrics.map(metric => [entry[metric][0]]), name: name};
+  data.metrics.forEach((metric, k) => row.querySelector(`[data-metric=${metric}]`).innerHTML = entry.cells[k]);
+  const at = {x: entry.values.map(() => [entry.tau]), y: entry.values.map(value => [value]), name: name};
   Plotly.restyle(curves, at, data.markers);
   const bars = entry.bars;
   Plotly.update(diagram, {y: [bars.y], customdata: [bars.customdata], 'marker.color': [bars.marker.color]},
@@ -126,9 +126,11 @@ def report_html(
     note: str,
 ) -> Path:
     """The demo's report: table, reliability diagrams, τ explorer, provenance."""
+    least = 260 * len(diagrams)  # on a phone the diagrams scroll
     body = (
         f"<h2>Results</h2><div class='wide'>{table_html(rows)}</div>"
-        f"<h2>Reliability</h2><p>{CAPTION}</p><div class='wide'>{_div(reliability_figure(diagrams))}</div>"
+        f"<h2>Reliability</h2><p>{CAPTION}</p><div class='wide'><div style='min-width: {least}px'>"
+        f"{_div(reliability_figure(diagrams))}</div></div>"
         f"<h2>Between the mean and the posterior</h2>{_explorer(sweep)}"
         f"<h2>Provenance</h2><div class='ivon'><p class='note'>{html.escape(note)}</p></div>"
     )
@@ -140,7 +142,7 @@ def _explorer(sweep: TauSweep) -> str:
     start, mean = sweep.taus[-1], mean_probabilities(sweep)
     figure = tradeoff_figure(sweep, start)
     data = {"metrics": METRICS, "sampled": [_entry(sweep, tau, False) for tau in sweep.taus]}
-    modes = {"sampled": f"{sweep.samples} draws"}
+    modes = {"sampled": draws_text(sweep.samples)}
     if sweep.linear is not None:
         data["linear"] = [_entry(sweep, tau, True) for tau in line_taus(sweep)]
         modes["linear"] = "linearised, any τ"
@@ -171,10 +173,15 @@ def _explorer(sweep: TauSweep) -> str:
 def _entry(sweep: TauSweep, tau: float, linear: bool) -> dict:
     probs = sweep.at(tau, linear=linear)
     scores = score(probs, sweep.labels)
-    entry = {name: [round(x, 4) for x in (scores[name], *scores.intervals[name])] for name in METRICS}
-    kind = "linearised" if linear else f"{sweep.samples} draws"
-    bars, flips = reliability_bars(probs, sweep.labels), flips_html(sweep, probs, None)
-    return {"tau": round(tau, 4), "title": f"τ = {tau:g}, {kind}", "bars": bars, "flips": flips, **entry}
+    kind = "linearised" if linear else draws_text(sweep.samples)
+    return {
+        "tau": round(tau, 4),
+        "title": f"τ = {tau:g}, {kind}",
+        "values": [round(scores[name], 4) for name in METRICS],
+        "cells": [cell_html(scores, name) for name in METRICS],
+        "bars": reliability_bars(probs, sweep.labels),
+        "flips": flips_html(sweep, probs, None),
+    }
 
 
 def _div(figure) -> str:
