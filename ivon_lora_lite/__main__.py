@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         args.function(args)
     except KeyboardInterrupt:
         print("\nInterrupted; nothing half-written was left.", file=sys.stderr)
-        return 130
+        return 2
     except BrokenPipeError:  # the reader, such as `head`, went away
         with contextlib.suppress(OSError):
             sys.stdout.close()

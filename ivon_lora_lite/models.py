@@ -187,8 +187,8 @@ def _not_found(name: str, error: Exception) -> str:
             f"to the Hugging Face Hub for {HUB_ID}."
         )
     return (
-        f"Could not load the model {name!r} ({_why(error)}). Is the Hub id or folder right, is the Hub reachable, and have "
-        "you accepted the model's licence and logged in (`hf auth login`) if it is gated?"
+        f"Could not load the model {name!r} ({_why(error)}). Is the Hub id or folder right, is the Hub reachable, and "
+        "have you accepted the model's licence and logged in (`hf auth login`) if it is gated?"
     )
 
 

@@ -156,6 +156,7 @@ def _explorer(sweep: TauSweep) -> str:
     now = sweep.at(start)
     diagram = reliability_figure({f"τ = {start:g}": (now, sweep.labels)}).update_layout(height=400)
     last = len(sweep.taus) - 1
+    content = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")  # no tag in it ends the script
     return (
         "<p>Draws come from N(m, τ·diag v): τ = 0 is the mean, τ = 1 the posterior. Move τ and see what it does to "
         "accuracy and calibration.</p>"
@@ -165,7 +166,7 @@ def _explorer(sweep: TauSweep) -> str:
         f"<div id='live' class='wide'>{table_html({**rows, 'now': score(now, sweep.labels)})}</div>"
         f"<div class='side'><div id='curves'>{_div(figure)}</div><div id='reliability'>{_div(diagram)}"
         f"<div class='ivon'><p class='note'>{CAPTION}</p></div></div></div><div id='flips'></div>"
-        f"<script type='application/json' id='data'>{json.dumps(data, ensure_ascii=False)}</script>"
+        f"<script type='application/json' id='data'>{content}</script>"
         f"<script>{SCRIPT}</script>"
     )
 

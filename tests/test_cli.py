@@ -335,6 +335,13 @@ def test_unknown_names_are_refused_before_anything_is_loaded(tmp_path, capsys, m
         refusal(capsys, tmp_path, "finetune", *options)
 
 
+def test_a_damaged_model_is_named(model, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "model")
+    cut(tmp_path / "model" / "model.safetensors")
+    options = ("--model", tmp_path / "model", "--out", tmp_path / "out")
+    assert str(tmp_path / "model") in refusal(capsys, tmp_path, "finetune", *SMALL, *options)
+
+
 def test_a_missing_column_is_named(model, tmp_path, tmp_path_factory, capsys):
     row = {"question_stem": "Which?", "choices": {"text": list("abcd"), "label": list("ABCD")}, "id": "1"}
     hub = write_hub(tmp_path_factory.mktemp("hub"), "openbookqa", train=[row] * 3, test=[row] * 3)
@@ -434,7 +441,7 @@ def test_a_question_longer_than_the_tokenizers_limit_is_refused(name, form, forg
     assert re.search(r"Question '[\w-]+' has \d+ tokens, more than the limit of 8", error)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # gpt2 has no embeddings beyond: it ends in a traceback
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # gpt2 has no embeddings beyond: let through, a traceback
 def test_a_question_longer_than_the_models_context_is_refused(architecture, tiny_model, tmp_path, capsys):
     folder = tmp_path / "model"
     tiny = tiny_model(architecture, lora=False, max_position_embeddings=8)
@@ -462,7 +469,7 @@ def interrupt(*_, **__):
 def test_control_c_leaves_no_folder(moment, model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(moment, interrupt)
     before = tree(tmp_path)
-    assert command("finetune", "--model", model, *SMALL, "--out", tmp_path / "run") == 130
+    assert command("finetune", "--model", model, *SMALL, "--out", tmp_path / "run") == 2
     said = capsys.readouterr()
     assert said.err.strip() == "Interrupted; nothing half-written was left."
     assert tree(tmp_path) == before
@@ -472,7 +479,7 @@ def test_control_c_while_the_demo_writes_leaves_no_folder(model, tmp_path, capsy
     monkeypatch.setattr("ivon_lora_lite.sweep.TauSweep.save", interrupt)  # when four predictions have been written
     before = tree(tmp_path)
     demo = ("demo", "--model", model, *SMALL, "--samples", 2, "--no-report", "--out", tmp_path / "demo")
-    assert command(*demo) == 130
+    assert command(*demo) == 2
     assert "Interrupted" in capsys.readouterr().err
     assert tree(tmp_path) == before
     monkeypatch.undo()
@@ -489,7 +496,7 @@ def test_control_c_while_logits_are_written_keeps_the_former_file(finished, tmp_
 
     monkeypatch.setattr("safetensors.torch.save_file", half)
     before = tree(tmp_path)
-    assert command("evaluate", finished, "--quiet", "--test-size", 2, "--samples", 0, "--save", file) == 130
+    assert command("evaluate", finished, "--quiet", "--test-size", 2, "--samples", 0, "--save", file) == 2
     assert tree(tmp_path) == before
 
 

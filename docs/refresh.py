@@ -1,0 +1,58 @@
+"""Fill README's table and picture from data/: `python docs/refresh.py` (the picture needs kaleido and a Chromium)."""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "data" / "runs" / "everyday-demo"
+BEGIN, END = "<!-- demo table, made by docs/refresh.py -->", "<!-- end of demo table -->"
+METRICS = ("acc", "ece", "nll", "brier")
+
+
+def demo_table() -> str:
+    """The recorded demo as Markdown: mean and standard error over seeds."""
+    summary = json.loads((DEMO / "summary.json").read_text())
+    lines = ["| | ACC ↑ | ECE ↓ | NLL ↓ | Brier ↓ |", "|---|---|---|---|---|"]
+    for method, row in summary["scores"].items():
+        cells = [f"{row[name]['mean']:.3f} ± {row[name]['se']:.3f}" for name in METRICS]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    gaps = summary["ivon_minus_adamw"]
+    listed = "; ".join(f"{n.upper()} {', '.join(f'{v:+.3f}' for v in gaps[n]['values'])}" for n in METRICS)
+    config, made, settings = summary["config"], summary["provenance"], summary["settings"]
+    minutes = [sum(s.values()) / 60 for s in summary["seconds"]]
+    lines += [
+        "",
+        f"IVON − AdamW, seed by seed: {listed}.",
+        "",
+        f"Provenance: {config['model']} ({config['format']} format), {config['train_size']} training questions of "
+        f"`{config['task']}`, {config['steps']} steps of {config['batch_size']}, {config['questions']} test questions; "
+        f"mean ± standard error over seeds {', '.join(map(str, summary['seeds']))}; ECE with 10 bins; AdamW lr "
+        f"{settings['adamw']['lr']:g}, IVON lr {settings['ivon']['lr']:g}, λ {settings['ivon']['ess']:g}, h₀ "
+        f"{settings['ivon']['hess_init']:g}; {made['device']}, {min(minutes):.0f}–{max(minutes):.0f} minutes "
+        f"a seed (on a busy machine), {made['date']}. `python -m ivon_lora_lite demo --seeds "
+        f"{' '.join(map(str, summary['seeds']))} --out data/runs/everyday-demo --no-weights --no-report` reproduces it.",
+    ]
+    return "\n".join(lines)
+
+
+def readme(text: str) -> str:
+    """README with the table between its marks replaced."""
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{demo_table()}\n{END}{rest.split(END)[1]}"
+
+
+def picture(path: Path) -> None:
+    """The τ trade-off of the recorded demo's first seed."""
+    from ivon_lora_lite.explore import tradeoff_figure
+    from ivon_lora_lite.sweep import TauSweep
+
+    sweep = TauSweep.load(DEMO / "seed21" / "predictions" / "tau-sweep.safetensors")
+    tradeoff_figure(sweep, tau=1.0).write_image(path, width=900, height=520, scale=2)
+
+
+if __name__ == "__main__":
+    file = ROOT / "README.md"
+    file.write_text(readme(file.read_text("utf8")), "utf8")
+    if "--no-picture" not in sys.argv:
+        picture(ROOT / "docs" / "tau.png")
