@@ -31,7 +31,7 @@ def demo_table() -> str:
         f"{settings['adamw']['lr']:g}, IVON lr {settings['ivon']['lr']:g}, λ {settings['ivon']['ess']:g}, h₀ "
         f"{settings['ivon']['hess_init']:g}; {made['device']}, {min(minutes):.0f}–{max(minutes):.0f} minutes "
         f"a seed (on a busy machine), {made['date']}. `python -m ivon_lora_lite demo --seeds "
-        f"{' '.join(map(str, summary['seeds']))} --out data/runs/everyday-demo --no-weights --no-report` reproduces it.",
+        f"{' '.join(map(str, summary['seeds']))} --out data/runs/everyday-demo --no-weights --no-report` makes it.",
     ]
     return "\n".join(lines)
 

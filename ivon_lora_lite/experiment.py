@@ -59,7 +59,7 @@ def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) ->
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         with applied_weights(run.model, run.weights):
-            run.model.save_pretrained(temporary)
+            run.model.save_pretrained(temporary, save_embedding_layers=False)  # they are the base model's
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         if run.posterior is not None:
             run.posterior.save(temporary)

@@ -32,18 +32,17 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from ._checks import STRUCTURE, check_group, check_options, matching_state
+from ._checks import check_group, check_options
 from ._plumbing import FiniteGuard, NoiseStreams, average_over_ranks, by, parts, views
-from .diagnostics import ivon_diagnostics
+from ._state import GaussianState
 
 __all__ = ["IVON"]
 
 PER_GROUP = ("lr", "ess", "hess_init", "beta1", "beta2", "weight_decay", "clip_radius")
 
 
-class IVON(Optimizer):
+class IVON(GaussianState):
     """Variational online Newton with a diagonal Gaussian; arguments as in the ``ivon-opt`` package.
 
     Args:
@@ -108,7 +107,7 @@ class IVON(Optimizer):
 
     def add_param_group(self, param_group: dict) -> None:
         """Add a group; its parameters start at h₀ and take part from the next draw on."""
-        if getattr(self, "_inside", None) or getattr(self, "_entries", 0):
+        if self._inside or self._entries:
             raise RuntimeError("A draw is pending: call step() (or zero_grad()) before add_param_group().")
         super().add_param_group(param_group)
         try:
@@ -319,7 +318,8 @@ class IVON(Optimizer):
         if self.mc_samples == 1:
             g = p.grad.to(self.state[p]["hess"].dtype, copy=True)
             return [g, g * self._perturbation[p] if self.hess_approx == "price" else g.square()]
-        if p not in self._averaged or (p.grad, p.grad._version) != self._averaged[p]:
+        left, version = self._averaged.get(p, (None, None))
+        if p.grad is not left or p.grad._version != version:
             raise RuntimeError(
                 "With mc_samples > 1 the gradients were changed after their context (clipping, GradScaler, DDP?), so "
                 "they no longer fit their Hessian estimates: change them inside the context, or use mc_samples=1."
@@ -333,32 +333,6 @@ class IVON(Optimizer):
                 losses.append(closure())
         return torch.stack([torch.as_tensor(value).detach() for value in losses]).mean()
 
-    # ---------------------------------------------------------------------------------------------- state
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps that changed nothing because a gradient was not finite."""
-        return self._finite.total
-
-    def variance(self, p: Tensor) -> Tensor:
-        """Posterior variance v = 1 / (λ (h + δ)) of a parameter, in its shape; fp32 or finer."""
-        for group in self.param_groups:
-            if any(p is q for q in group["params"]):
-                if not self.state[p]:
-                    self._init_state(p, group)
-                return 1 / (group["ess"] * (self.state[p]["hess"] + group["weight_decay"]))
-        raise ValueError("This parameter is not in the optimizer.")
-
-    def mean(self, p: Tensor) -> Tensor:
-        """Posterior mean m of a parameter (the fp32 copy if the parameter is 16-bit)."""
-        if self._inside:
-            raise RuntimeError("The parameters are a draw now: leave sampled_params() first.")
-        return self._mean(p)
-
-    def diagnostics(self) -> dict[str, float]:
-        """What the posterior looks like now; see :func:`ivon_lora_lite.diagnostics.ivon_diagnostics`."""
-        return ivon_diagnostics(self)
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients. Outside a context this also drops a draw that was not used by ``step()``."""
         if self.mc_samples == 1:
@@ -370,45 +344,6 @@ class IVON(Optimizer):
             if not self._inside:
                 self._forget()
         super().zero_grad(set_to_none)
-
-    def state_dict(self) -> dict:
-        """torch's state dict plus ``"ivon"``: options, generator states and counters, all that a resumed run needs."""
-        if self._inside:
-            raise RuntimeError("The parameters are a draw now: leave sampled_params() before saving.")
-        return super().state_dict() | {
-            "ivon": {
-                "options": {name: getattr(self, name) for name in STRUCTURE},
-                "noise": self._noise.state_dict(),
-                "finite": self._finite.state_dict(),
-            }
-        }
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Continue from ``state_dict()``; refuses one of other shapes or options.
-
-        Raises:
-            ValueError: naming the first difference.
-        """
-        pairs = matching_state(self, state_dict)
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != "ivon"})
-        for p, saved in pairs:  # torch casts state to the parameter's dtype; ours stays fp32
-            self.state[p].update({k: v.detach().clone().to(p.device) for k, v in saved.items() if k != "step"})
-        self._noise.load_state_dict(state_dict["ivon"]["noise"])
-        self._finite.load_state_dict(state_dict["ivon"]["finite"])
-        self._forget()
-
-    def _init_state(self, p: Tensor, group: dict) -> None:
-        dtype = torch.promote_types(p.dtype, torch.float32)
-        self.state[p] = {
-            "step": 0,
-            "momentum": torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format),
-            "hess": torch.full_like(p, group["hess_init"], dtype=dtype, memory_format=torch.contiguous_format),
-        }
-        if p.dtype != dtype:
-            self.state[p]["mean"] = p.detach().to(dtype)
-
-    def _mean(self, p: Tensor) -> Tensor:
-        return self.state[p].get("mean", p.detach()) if p in self.state else p.detach()
 
     def _buffer(self, key: tuple, size: int) -> Tensor:
         """A flat tensor that lives as long as its size fits: allocated once, not at each step."""

@@ -551,3 +551,14 @@ def test_large_tensors_pass_through_the_cache_in_parts():
             _plumbing.CACHE_ELEMENTS = before
         results.append(flat(w))
     assert torch.equal(*results)
+
+
+def test_several_draws_notice_a_gradient_that_was_replaced():
+    w, loss = problem()
+    optimizer = IVON(w, **KEEP, mc_samples=2, seed=0)
+    for _ in range(2):
+        with optimizer.sampled_params(train=True):
+            loss().backward()
+    w[0].grad = w[0].grad.clone()
+    with pytest.raises(RuntimeError, match="mc_samples=1"):
+        optimizer.step()
