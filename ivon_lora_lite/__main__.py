@@ -191,6 +191,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"ivon_lora_lite: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, known without importing torch
+            raise
+        hint = "use a smaller --batch-size with --accumulation, or --quantize 8bit"
+        print(f"ivon_lora_lite: the GPU's memory is not enough: {hint}.", file=sys.stderr)
+        return 2
     return 0
 
 

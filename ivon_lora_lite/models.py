@@ -116,10 +116,10 @@ def load_model(
     tokenizer.model_max_length = min(tokenizer.model_max_length, context)
     model.tokenizer = tokenizer
     model.description = {
-        "name": name,
+        "name": str(Path(name).resolve()) if Path(name).is_dir() else name,
         "dtype": str(torch_dtype).removeprefix("torch."),
         "quantize": quantize,
-        "lora": asdict(_settings_of(model, lora)),
+        "lora": _settings_of(model, lora),
     }
     return model.eval()
 
@@ -167,11 +167,12 @@ def embedded_file() -> Path | None:
     return None
 
 
-def _settings_of(model: nn.Module, given: LoraSettings | None) -> LoraSettings:
+def _settings_of(model: nn.Module, given: LoraSettings | None) -> dict:
     """The settings that the adapter really has, which may come from a file."""
     config = model.peft_config[model.active_adapter]
-    targets = given.targets if given else tuple(sorted(config.target_modules))
-    return LoraSettings(config.r, config.lora_alpha, config.lora_dropout, targets)
+    targets = given.targets if given else config.target_modules
+    settings = asdict(LoraSettings(config.r, config.lora_alpha, config.lora_dropout))
+    return settings | {"targets": sorted(targets) if targets else None}
 
 
 def _why(error: Exception) -> str:

@@ -214,5 +214,5 @@ def _check_length(question: Question, length: int, limit: int) -> None:
     if length > limit:
         raise ValueError(
             f"Question {question.id or question.stem[:40]!r} has {length} tokens, more than the limit of {limit}: "
-            "raise max_length, or leave the question out."
+            "shorten it or leave it out."
         )

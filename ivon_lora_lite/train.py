@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
 from .models import reset_lora
 from .posterior import GaussianPosterior, trainable
@@ -156,6 +156,8 @@ def finetune(
             ivon={**chosen, "seed": seed} if optimizer == "ivon" else None,
         )
         trainer.remove_callback(PrinterCallback)
+        if trainer.pop_callback(ProgressCallback):  # a bar, without a line per log: those are in run.history
+            trainer.add_callback(Bar)
         started = time.perf_counter()
         try:
             trainer.train(resume_from_checkpoint=resume or None)
@@ -199,6 +201,14 @@ class AnswerTrainer(IVONTrainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
 
+class Bar(ProgressCallback):
+    """A progress bar that shows the loss."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+
 class Evaluation(TrainerCallback):
     """Scores on the validation split, at the mean, every so many steps."""
 
@@ -206,9 +216,12 @@ class Evaluation(TrainerCallback):
         self.questions = (task.validation if isinstance(task, Task) else list(task))[:size]
         self.format, self.every, self.history = format, every, []
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             with torch.random.fork_rng():  # evaluating must not change training
                 scores = score(predict(model, self.questions, format=self.format), intervals=False)
             record = {f"eval_{k}": v for k, v in scores.items()}
-            self.history.append({"step": state.global_step, "seconds": time.time(), **record})
+            self.history.append({"step": state.global_step, "seconds": time.perf_counter() - self.started, **record})

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 pytest.importorskip("plotly")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from playwright.sync_api import sync_playwright
 
 import ivon_lora_lite
 from ivon_lora_lite.explore import MEAN, flips_html, line_taus
@@ -45,7 +47,7 @@ def sweep():
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as p:
+    with sync_playwright() as p:
         own = p.chromium.executable_path  # exists after `playwright install chromium`
         found = [own if Path(own).exists() else None, *map(shutil.which, ("chromium", "chromium-browser"))]
         path = next(filter(None, found), None)
@@ -82,9 +84,12 @@ def offline(browser):
 
 
 def texts(scores):
-    """Metric → the cell's text."""
-    spans = {name: "[{:.3f}, {:.3f}]".format(*scores.intervals[name]) for name in METRICS}
-    return [f"{scores[name]:.3f} {spans[name]}" for name in METRICS]
+    """The text of the four cells of a table's row."""
+    return ["{:.3f} [{:.3f}, {:.3f}]".format(scores[name], *scores.intervals[name]) for name in METRICS]
+
+
+def flips_text(sweep, tau, linear, samples=5):
+    return re.sub("<[^>]*>", "", flips_html(sweep, sweep.at(tau, samples, linear=linear), None))
 
 
 # what stands in the last row of the table, and where plotly has the markers, the bars and the title above them
@@ -94,8 +99,8 @@ table => {
   const row = table.querySelector('tbody tr:last-child');
   const now = curves.data.filter(trace => trace.legendgroup === 'now');
   return {
-    rows: [...table.querySelectorAll('tbody th')].map(cell => cell.innerText),
-    cells: [...row.querySelectorAll('td')].map(cell => cell.innerText),
+    rows: [...table.querySelectorAll('tbody th')].map(cell => cell.textContent),
+    cells: [...row.querySelectorAll('td')].map(cell => cell.textContent),
     markers: now.map(trace => [trace.x[0], trace.y[0]]),
     legend: now[0].name,
     bars: Array.from(diagram.data[0].y),
@@ -128,8 +133,8 @@ def assert_tidy(page, plots):
             beside = a["x"] + a["width"] <= b["x"] + 1 or b["x"] + b["width"] <= a["x"] + 1
             below = a["y"] + a["height"] <= b["y"] + 1 or b["y"] + b["height"] <= a["y"] + 1
             assert beside or below, (a, b)
-    sizes = "plots => plots.flatMap(p => [...p.querySelectorAll('text')].map(t => parseFloat(getComputedStyle(t).fontSize)))"
-    assert min(plots.evaluate_all(sizes)) >= 12
+    sizes = "plots => plots.flatMap(p => [...p.querySelectorAll('text')].map(t => getComputedStyle(t).fontSize))"
+    assert min(float(size.removesuffix("px")) for size in plots.evaluate_all(sizes)) >= 12
     for plot in plots.all():  # the drawing is as wide as its place
         inner = plot.locator("svg.main-svg").first.bounding_box()
         assert inner["width"] <= plot.bounding_box()["width"] + 1
@@ -146,8 +151,7 @@ def test_the_slider_of_the_page_shows_what_scores_gives(sweep, offline, tmp_path
     def check(tau, linear):
         assert_shown(table.evaluate(SHOWN), sweep, tau, linear)
         assert page.locator("#value").inner_text() == slider.get_attribute("aria-valuetext") == f"τ = {tau:g}"
-        want = re.sub("<[^>]*>", "", flips_html(sweep, sweep.at(tau, linear=linear), None))
-        assert page.locator("#flips").inner_text() == want
+        assert page.locator("#flips").inner_text() == flips_text(sweep, tau, linear)
 
     check(1.0, False)  # it starts at the posterior, with draws
     slider.focus()
@@ -193,7 +197,7 @@ def test_the_report_is_tidy_at_every_width(sweep, offline, tmp_path, width):
     page.set_viewport_size({"width": width, "height": 900})
     page.reload()
     assert page.get_by_text("made <by> hand").is_visible()
-    assert page.locator("table").first.locator("td").all_inner_texts()[:4] == texts(scores["AdamW"])
+    assert page.locator("table").first.locator("td").all_text_contents()[:4] == texts(scores["AdamW"])
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert_tidy(page, page.locator(".js-plotly-plot"))
 
@@ -263,13 +267,15 @@ def test_the_explorer_in_jupyterlab_shows_what_scores_gives(sweep, browser, lab)
     plots.nth(1).wait_for()
 
     def check(tau, linear=False, samples=5):
-        # kernel and page talk in several messages: wait for the last of them, then read everything
-        page.wait_for_function(
-            "want => [...document.querySelectorAll('.js-plotly-plot')].map(p => p.layout.annotations[0].text)[1] === want",
-            arg=f"<b>τ = {tau:g}, {'linearised' if linear else f'{samples} draws'}</b>",
-        )
-        output.get_by_text(f"{flips_text(sweep, tau, linear, samples)}").wait_for()
-        assert_shown(table.evaluate(SHOWN), sweep, tau, linear, samples)
+        deadline = time.monotonic() + 30  # kernel and page talk in several messages
+        while True:
+            try:
+                assert flips_text(sweep, tau, linear, samples) in output.first.inner_text()
+                return assert_shown(table.evaluate(SHOWN), sweep, tau, linear, samples)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+            page.wait_for_timeout(100)
 
     def slider(label):
         return output.locator(".widget-hslider:visible", has_text=label).locator(".noUi-handle")
@@ -288,7 +294,3 @@ def test_the_explorer_in_jupyterlab_shows_what_scores_gives(sweep, browser, lab)
     assert output.locator(".widget-hslider:visible").count() == 1  # the number of draws means nothing here
     assert output.locator("[data-mime-type*=error], [data-mime-type*=stderr]").count() == 0
     page.close()
-
-
-def flips_text(sweep, tau, linear, samples):
-    return re.sub("<[^>]*>", "", flips_html(sweep, sweep.at(tau, samples, linear=linear), None))

@@ -114,7 +114,7 @@ def test_settings_reach_peft(saved):
     config = model.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 5, 0.25)
     assert lora_modules(model) == {"k_proj", "up_proj"}
-    assert model.description["lora"] == {"r": 3, "alpha": 5, "dropout": 0.25, "targets": ("k_proj", "up_proj")}
+    assert model.description["lora"] == {"r": 3, "alpha": 5, "dropout": 0.25, "targets": ["k_proj", "up_proj"]}
 
 
 def test_defaults_are_the_papers(saved):
