@@ -101,6 +101,8 @@ def linearized(
         model, posterior, format = source.model, posterior or source.posterior, format or source.config["format"]
     if posterior is None:
         raise ValueError("There is no posterior to linearise around: finetune with optimizer='ivon'.")
+    if not questions:
+        raise ValueError("There are no questions to linearise at.")
     batches = Batches(model, questions, format or "text", batch_size)
     factors = _lora_factors(model, posterior)
     mean = torch.full((len(questions), batches.choices), -torch.inf)
@@ -108,7 +110,7 @@ def linearized(
     training = model.training
     model.eval()
     try:
-        with posterior.applied(model), torch.enable_grad():
+        with posterior.applied(model), torch.inference_mode(False), torch.enable_grad():
             pairs = list(zip(batches.indices, batches.batches))
             for index, batch in tqdm(pairs, desc="linearise", leave=False, disable=not progress):
                 f, sigma = _batch_covariance(model, batch, factors)
@@ -126,7 +128,7 @@ def _lora_factors(model: nn.Module, posterior: GaussianPosterior) -> list[tuple[
     out = []
     for module in model.modules():
         name = names.get(id(getattr(module, "weight", None)))
-        if name in posterior.variance and isinstance(module, nn.Linear) and module.bias is None:
+        if name in posterior.variance and ".lora_" in name and isinstance(module, nn.Linear) and module.bias is None:
             out.append((module, posterior.variance[name].to(module.weight.device)))
     if len(out) != len(posterior.variance):
         raise ValueError("linearized() knows LoRA's A and B of linear layers; the posterior holds other tensors too.")

@@ -54,6 +54,9 @@ class TauSweep:
     def __post_init__(self) -> None:
         if self.logits.dim() != 4 or self.logits.shape[0] != len(self.taus):
             raise ValueError(f"logits have shape {tuple(self.logits.shape)}; expected [{len(self.taus)}, S, N, C].")
+        n, c = self.logits.shape[2:]
+        if self.labels.shape != (n,) or (self.linear is not None and self.linear.mean.shape != (n, c)):
+            raise ValueError(f"Labels or linearised Gaussian do not fit logits of {n} questions with {c} choices.")
         if list(self.taus) != sorted(set(self.taus)):
             raise ValueError(f"taus are {self.taus}; expected ascending, different numbers.")
 
@@ -85,10 +88,13 @@ class TauSweep:
             return self.linear.probabilities(tau)
         if tau not in self.taus:
             raise ValueError(f"tau={tau} was not sampled; the grid is {', '.join(f'{t:g}' for t in self.taus)}.")
+        return self.probabilities[self.taus.index(tau), self._count(samples) - 1]
+
+    def _count(self, samples: int | None) -> int:
         count = self.samples if samples is None else samples
         if not 1 <= count <= self.samples:
             raise ValueError(f"samples is {samples}; the sweep has {self.samples} draws.")
-        return self.probabilities[self.taus.index(tau), count - 1]
+        return count
 
     def scores(self, tau: float, samples: int | None = None, *, linear: bool = False, intervals: bool = True) -> Scores:
         """The four metrics at one τ; arguments as of :meth:`at`."""
@@ -96,8 +102,7 @@ class TauSweep:
 
     def curves(self, samples: int | None = None) -> dict[str, Tensor]:
         """The four metrics over the grid, name → ``[T]``."""
-        count = self.samples if samples is None else samples
-        return _metrics(self.probabilities[:, count - 1], self.labels)
+        return _metrics(self.probabilities[:, self._count(samples) - 1], self.labels)
 
     def linear_curves(self, taus: Sequence[float]) -> dict[str, Tensor]:
         """The four metrics of the linearised Gaussian at any τ, name → ``[len(taus)]``."""
@@ -117,6 +122,7 @@ class TauSweep:
         if self.linear is not None:
             tensors |= {"linear_mean": self.linear.mean, "linear_covariance": self.linear.covariance}
         facts = {"taus": list(self.taus), "metadata": self.metadata}
+        facts["linear"] = self.linear.metadata if self.linear is not None else {}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(facts)})
         return Path(path)
@@ -144,7 +150,9 @@ class TauSweep:
         facts = json.loads(header["facts"])
         linear = None
         if "linear_mean" in tensors:
-            linear = Linearized(tensors["linear_mean"], tensors["linear_covariance"], tensors["labels"])
+            linear = Linearized(
+                tensors["linear_mean"], tensors["linear_covariance"], tensors["labels"], facts.get("linear", {})
+            )
         return cls(tuple(facts["taus"]), tensors["logits"], tensors["labels"], linear, facts["metadata"])
 
 
@@ -180,8 +188,8 @@ def tau_sweep(
         model, posterior, format = source.model, posterior or source.posterior, format or source.config["format"]
     if posterior is None:
         raise ValueError("There is no posterior to draw from: finetune with optimizer='ivon'.")
-    if samples < 1 or not questions:
-        raise ValueError("A sweep needs at least one draw and one question.")
+    if samples < 1 or not questions or not taus:
+        raise ValueError("A sweep needs at least one draw, one question and one τ.")
     batches = Batches(model, questions, format or "text", batch_size)
     taus = tuple(sorted({float(tau) for tau in taus}))
     rows = []
@@ -212,7 +220,7 @@ def choose_tau(
     if objective not in ("acc", "ece", "nll", "brier"):
         raise ValueError(f"There is no objective {objective!r}; choose acc, ece, nll or brier.")
     if isinstance(sweep, Linearized):
-        taus = tuple(taus) or tuple(i / 20 for i in range(31))
+        taus = tuple(sorted(taus)) or tuple(i / 20 for i in range(31))
         table = _metrics(torch.stack([sweep.probabilities(tau) for tau in taus]), sweep.labels)
     else:
         taus, table = sweep.taus, sweep.curves()
