@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "runs" / "everyday-demo"
-BEGIN, END = "<!-- demo table, made by docs/refresh.py -->", "<!-- end of demo table -->"
+MARKS = "<!-- {} table, made by docs/refresh.py -->", "<!-- end of {} table -->"
 METRICS = ("acc", "ece", "nll", "brier")
 
 
@@ -36,10 +36,22 @@ def demo_table() -> str:
     return "\n".join(lines)
 
 
+def optimizer_table() -> str:
+    """The recorded optimizer benchmark as Markdown."""
+    record = json.loads((ROOT / "data" / "runs" / "optimizer-cpu.json").read_text())
+    lines = ["| one step's own work | ms | relative to IVON |", "|---|---|---|"]
+    for name, value in record["milliseconds"].items():
+        lines.append(f"| {name} | {value:.1f} | {record['ratio_to_ivon'][name]:.2f} |")
+    return "\n".join([*lines, "", f"Measured on {record['provenance']['device']}, {record['provenance']['date']}."])
+
+
 def readme(text: str) -> str:
-    """README with the table between its marks replaced."""
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{demo_table()}\n{END}{rest.split(END)[1]}"
+    """README with the tables between their marks replaced."""
+    for name, table in (("demo", demo_table), ("optimizer", optimizer_table)):
+        begin, end = (mark.format(name) for mark in MARKS)
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def picture(path: Path) -> None:

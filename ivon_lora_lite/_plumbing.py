@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import Thread
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 CACHE_ELEMENTS = 2**16  # on a CPU, so many coordinates pass through all operations before the next ones do
+
+
+LANES = 2  # streams that a CPU draws side by side; part of what a seed means, so it does not follow the cores
 
 
 def by(items: list, key: Callable) -> dict:
@@ -46,7 +50,7 @@ def views(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
 
 
 class NoiseStreams:
-    """Seeded generators, one per device and purpose, that a checkpoint carries.
+    """Seeded generators, per device, purpose and lane, that a checkpoint carries.
 
     All ranks draw the same noise unless ``per_rank``: the seed is rank 0's. Evaluation has a stream of its own, so that
     evaluating more or less often does not change training.
@@ -57,14 +61,27 @@ class NoiseStreams:
         self._generators: dict[str, torch.Generator] = {}
         self._saved: dict[str, Tensor] = {}  # from a checkpoint, until their device is first used
 
-    def generator(self, device: torch.device, purpose: str) -> torch.Generator:
-        key = f"{device}:{purpose}"
+    def fill(self, flat: Tensor, purpose: str) -> None:
+        """Fill a flat tensor with standard normals. On a CPU two lanes are drawn side by side: it takes longest."""
+        if flat.device.type != "cpu":
+            flat.normal_(generator=self._generator(flat.device, purpose, 0))
+            return
+        lanes = [(part, self._generator(flat.device, purpose, k)) for k, part in enumerate(flat.chunk(LANES))]
+        threads = [Thread(target=part.normal_, kwargs={"generator": generator}) for part, generator in lanes[1:]]
+        for thread in threads:
+            thread.start()
+        lanes[0][0].normal_(generator=lanes[0][1])
+        for thread in threads:
+            thread.join()
+
+    def _generator(self, device: torch.device, purpose: str, lane: int) -> torch.Generator:
+        key = f"{device}:{purpose}:{lane}"
         if key not in self._generators:
             if self.seed is None:
                 self.seed = _shared(torch.initial_seed() % 2**48)
             rank = dist.get_rank() + 1 if self.per_rank and _several() else 0
             # mixed, because torch's CPU generator heeds the lowest 32 bits of a seed only
-            mixed = np.random.SeedSequence([self.seed, rank, purpose == "eval"]).generate_state(1, np.uint64)
+            mixed = np.random.SeedSequence([self.seed, rank, purpose == "eval", lane]).generate_state(1, np.uint64)
             self._generators[key] = torch.Generator(device).manual_seed(int(mixed[0] >> 1))
             if key in self._saved:
                 self._generators[key].set_state(self._saved.pop(key).cpu())

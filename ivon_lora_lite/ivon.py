@@ -169,13 +169,14 @@ class IVON(GaussianState):
         out: dict[Tensor, Tensor] = {}
         for (device, dtype), members in by(params, lambda p: (p.device, self.state[p]["hess"].dtype)).items():
             flat = self._buffer((device, dtype, f"noise {stream}"), sum(p.numel() for p in members))
-            flat.normal_(generator=self._noise.generator(device, stream))
+            self._noise.fill(flat, stream)
             out.update(zip(members, views(flat, members)))
         for group in self.param_groups:
             for part in parts([p for p in group["params"] if p in out]):
-                scale = torch._foreach_add([self.state[p]["hess"] for p in part], group["weight_decay"])
-                torch._foreach_sqrt_(scale)
-                torch._foreach_div_([out[p] for p in part], scale)
+                scale = [self.state[p]["hess"] for p in part]
+                if group["weight_decay"]:
+                    scale = torch._foreach_add(scale, group["weight_decay"])
+                torch._foreach_div_([out[p] for p in part], torch._foreach_sqrt(scale))
         return out
 
     def _perturb(self, perturbation: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
@@ -268,8 +269,11 @@ class IVON(GaussianState):
             g, cross = [moments[p][0] for p in params], [moments[p][1] for p in params]
         else:
             g = [p.grad.to(s["hess"].dtype) for p, s in zip(params, state)]
-            price = self.hess_approx == "price"
-            cross = torch._foreach_mul(g, [self._perturbation[p] for p in params] if price else g)
+            if self.hess_approx == "price":  # the draw is not needed afterwards: its memory serves for the product
+                cross = [self._perturbation[p] for p in params]
+                torch._foreach_mul_(cross, g)
+            else:
+                cross = torch._foreach_mul(g, g)
         if keep is not None:
             keep = keep.to(params[0].device)
             for tensor in {id(t): t for t in (*g, *cross)}.values():
@@ -277,16 +281,15 @@ class IVON(GaussianState):
         # ĥ = ĝ ε / σ = √λ (h + δ) ĝ·perturbation,   or λ ĝ²;   gap = h − ĥ
         scale = h if delta == 0 else torch._foreach_add(h, delta)  # h + δ
         if self.hess_approx == "price":
-            cross = torch._foreach_mul(cross, scale)
+            torch._foreach_mul_(cross, scale)
         gap = torch._foreach_add(h, cross, alpha=-math.sqrt(ess) if self.hess_approx == "price" else -ess)
         if keep is not None:
             torch._foreach_mul_(gap, keep.to(gap[0].dtype))
         # h ← h − (1 − β₂) gap + ½ (1 − β₂)² gap² / (h + δ)
         torch._foreach_mul_(gap, 1 - beta2)
-        correction = torch._foreach_div(gap, scale)
-        torch._foreach_mul_(correction, gap)
+        ratio = torch._foreach_div(gap, scale)
         torch._foreach_sub_(h, gap)
-        torch._foreach_add_(h, correction, alpha=0.5)
+        torch._foreach_addcmul_(h, gap, ratio, value=0.5)
         # g ← β₁ g + (1 − β₁) ĝ
         if keep is None:
             torch._foreach_lerp_(momentum, g, 1 - beta1)
