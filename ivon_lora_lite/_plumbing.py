@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CACHE_ELEMENTS = 2**16  # on a CPU, so many coordinates pass through all operations before the next ones do
+CACHE_ELEMENTS = 2**18  # on a CPU, so many coordinates pass through all operations before the next ones do
 
 
 LANES = 2  # streams that a CPU draws side by side; part of what a seed means, so it does not follow the cores
@@ -47,6 +47,32 @@ def parts(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 def views(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
     """Views of a flat tensor with the shapes of others, in order: no copies."""
     return [view.view(t.shape) for view, t in zip(flat.split([t.numel() for t in like]), like)]
+
+
+def joined(*lists: list[Tensor]) -> tuple[list[Tensor], ...]:
+    """The same lists; or, if the tensors of each list lie side by side in memory, one flat tensor per list.
+
+    An operation on one large tensor uses all cores and costs one call.
+    """
+    return tuple([_span(tensors)] for tensors in lists) if all(_adjacent(tensors) for tensors in lists) else lists
+
+
+def _adjacent(tensors: list[Tensor]) -> bool:
+    ends = [t.data_ptr() + t.numel() * t.element_size() for t in tensors]
+    same = len({t.untyped_storage().data_ptr() for t in tensors}) == 1
+    return same and all(t.is_contiguous() for t in tensors) and ends[:-1] == [t.data_ptr() for t in tensors[1:]]
+
+
+def _span(tensors: list[Tensor]) -> Tensor:
+    return tensors[0].as_strided((sum(t.numel() for t in tensors),), (1,))
+
+
+def lay_side_by_side(states: list[dict], name: str) -> None:
+    """Move an entry of several states into one block of memory per device and dtype; each keeps its shape."""
+    for members in by(states, lambda s: (s[name].device, s[name].dtype)).values():
+        tensors = [s[name] for s in members]
+        for state, view in zip(members, views(torch.cat([t.flatten() for t in tensors]), tensors)):
+            state[name] = view
 
 
 class NoiseStreams:

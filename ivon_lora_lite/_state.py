@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._checks import STRUCTURE, matching_state
+from ._plumbing import lay_side_by_side
 from .diagnostics import ivon_diagnostics
 
 
@@ -23,7 +24,7 @@ class GaussianState(Optimizer):
         for group in self.param_groups:
             if any(p is q for q in group["params"]):
                 if not self.state[p]:
-                    self._init_state(p, group)
+                    self._init_state([p], group)
                 return 1 / (group["ess"] * (self.state[p]["hess"] + group["weight_decay"]))
         raise ValueError("This parameter is not in the optimizer.")
 
@@ -59,19 +60,28 @@ class GaussianState(Optimizer):
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "ivon"})
         for p, saved in pairs:  # torch casts state to the parameter's dtype; ours stays fp32
             self.state[p].update({k: v.detach().clone().to(p.device) for k, v in saved.items() if k != "step"})
+        for group in self.param_groups:
+            self._lay_out([p for p in group["params"] if self.state[p]])
         self._noise.load_state_dict(state_dict["ivon"]["noise"])
         self._finite.load_state_dict(state_dict["ivon"]["finite"])
         self._forget()
 
-    def _init_state(self, p: Tensor, group: dict) -> None:
-        dtype = torch.promote_types(p.dtype, torch.float32)
-        self.state[p] = {
-            "step": 0,
-            "momentum": torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format),
-            "hess": torch.full_like(p, group["hess_init"], dtype=dtype, memory_format=torch.contiguous_format),
-        }
-        if p.dtype != dtype:
-            self.state[p]["mean"] = p.detach().to(dtype)
+    def _init_state(self, params: list[Tensor], group: dict) -> None:
+        """Start parameters at h₀."""
+        for p in params:
+            dtype = torch.promote_types(p.dtype, torch.float32)
+            self.state[p] = {
+                "step": 0,
+                "momentum": torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format),
+                "hess": torch.full_like(p, group["hess_init"], dtype=dtype, memory_format=torch.contiguous_format),
+            }
+            if p.dtype != dtype:
+                self.state[p]["mean"] = p.detach().to(dtype)
+        self._lay_out(params)
+
+    def _lay_out(self, params: list[Tensor]) -> None:
+        for name in ("momentum", "hess"):
+            lay_side_by_side([self.state[p] for p in params], name)
 
     def _mean(self, p: Tensor) -> Tensor:
         return self.state[p].get("mean", p.detach()) if p in self.state else p.detach()

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_group, check_options
-from ._plumbing import FiniteGuard, NoiseStreams, average_over_ranks, by, parts, views
+from ._plumbing import FiniteGuard, NoiseStreams, average_over_ranks, by, joined, parts, views
 from ._state import GaussianState
 
 __all__ = ["IVON"]
@@ -163,9 +163,8 @@ class IVON(GaussianState):
     def _draw(self, params: list[Tensor], stream: str) -> dict[Tensor, Tensor]:
         """ε / √(h + δ) per parameter; one random draw for all tensors of a device."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.requires_grad and not self.state[p]:
-                    self._init_state(p, group)
+            new = [p for p in group["params"] if p.requires_grad and not self.state[p]]
+            self._init_state(new, group)
         out: dict[Tensor, Tensor] = {}
         for (device, dtype), members in by(params, lambda p: (p.device, self.state[p]["hess"].dtype)).items():
             flat = self._buffer((device, dtype, f"noise {stream}"), sum(p.numel() for p in members))
@@ -173,10 +172,10 @@ class IVON(GaussianState):
             out.update(zip(members, views(flat, members)))
         for group in self.param_groups:
             for part in parts([p for p in group["params"] if p in out]):
-                scale = [self.state[p]["hess"] for p in part]
+                scale, noise = joined([self.state[p]["hess"] for p in part], [out[p] for p in part])
                 if group["weight_decay"]:
                     scale = torch._foreach_add(scale, group["weight_decay"])
-                torch._foreach_div_([out[p] for p in part], torch._foreach_sqrt(scale))
+                torch._foreach_div_(noise, torch._foreach_sqrt(scale))
         return out
 
     def _perturb(self, perturbation: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
@@ -278,18 +277,6 @@ class IVON(GaussianState):
             keep = keep.to(params[0].device)
             for tensor in {id(t): t for t in (*g, *cross)}.values():
                 tensor.masked_fill_(keep == 0, 0)
-        # ĥ = ĝ ε / σ = √λ (h + δ) ĝ·perturbation,   or λ ĝ²;   gap = h − ĥ
-        scale = h if delta == 0 else torch._foreach_add(h, delta)  # h + δ
-        if self.hess_approx == "price":
-            torch._foreach_mul_(cross, scale)
-        gap = torch._foreach_add(h, cross, alpha=-math.sqrt(ess) if self.hess_approx == "price" else -ess)
-        if keep is not None:
-            torch._foreach_mul_(gap, keep.to(gap[0].dtype))
-        # h ← h − (1 − β₂) gap + ½ (1 − β₂)² gap² / (h + δ)
-        torch._foreach_mul_(gap, 1 - beta2)
-        ratio = torch._foreach_div(gap, scale)
-        torch._foreach_sub_(h, gap)
-        torch._foreach_addcmul_(h, gap, ratio, value=0.5)
         # g ← β₁ g + (1 − β₁) ĝ
         if keep is None:
             torch._foreach_lerp_(momentum, g, 1 - beta1)
@@ -297,20 +284,38 @@ class IVON(GaussianState):
             change = torch._foreach_sub(g, momentum)
             torch._foreach_mul_(change, keep.to(change[0].dtype))
             torch._foreach_add_(momentum, change, alpha=1 - beta1)
+        # h ← h − (h + δ) (r − ½ r²),   r = (1 − β₂) (h − ĥ) / (h + δ),   ĥ = √λ (h + δ) ĝ·perturbation or λ ĝ²
+        h, momentum, r = joined(h, momentum, cross)
+        scale = h if delta == 0 else torch._foreach_add(h, delta)
+        if self.hess_approx == "price":
+            torch._foreach_mul_(r, -(1 - beta2) * math.sqrt(ess))
+        else:
+            torch._foreach_div_(r, scale)
+            torch._foreach_mul_(r, -(1 - beta2) * ess)
+        if delta == 0:
+            torch._foreach_add_(r, 1 - beta2)
+        else:
+            torch._foreach_add_(r, torch._foreach_div(h, scale), alpha=1 - beta2)
+        torch._foreach_addcmul_(r, r, r, value=-0.5)
+        if keep is not None:
+            torch._foreach_mul_(r, keep.to(r[0].dtype))
+        torch._foreach_addcmul_(h, scale, r, value=-1)
         # m ← m − α clip((g / d + δ m) / (h + δ), ±ξ) = m − α/d clip((g + d δ m) / (h + δ), ±d ξ),   d = 1 − β₁ᵗ
         debias = 1 - beta1 ** (state[0]["step"] + 1) if self.debias else 1.0
         if delta == 0:
             update = torch._foreach_div(momentum, h)
         else:
-            update = torch._foreach_add(momentum, m, alpha=delta * debias)
+            flat = m if h[0].shape == m[0].shape else [torch.cat([t.flatten() for t in m])]
+            update = torch._foreach_add(momentum, flat, alpha=delta * debias)
             torch._foreach_div_(update, torch._foreach_add(h, delta))
         if math.isfinite(group["clip_radius"]):
-            torch._foreach_clamp_max_(update, debias * group["clip_radius"])
-            torch._foreach_clamp_min_(update, -debias * group["clip_radius"])
+            bound = debias * group["clip_radius"]
+            torch._foreach_clamp_max_(update, bound)
+            torch._foreach_clamp_min_(update, -bound)
         if keep is not None:
             torch._foreach_mul_(update, keep.to(update[0].dtype))
         lr = group["lr"] * (group["hess_init"] + delta if self.rescale_lr else 1.0)
-        torch._foreach_add_(m, update, alpha=-lr / debias)
+        torch._foreach_add_(m, update if update[0].shape == m[0].shape else views(update[0], m), alpha=-lr / debias)
         for p, s in zip(params, state):
             s["step"] += 1
             if "mean" in s:
