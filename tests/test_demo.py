@@ -43,12 +43,8 @@ def isolated(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny = tiny_model(lora=False)
-    tiny.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
-    return str(folder)
+def model(tiny_folder):
+    return str(tiny_folder)
 
 
 @pytest.fixture(scope="module")

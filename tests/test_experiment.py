@@ -25,13 +25,9 @@ OPTIMIZERS = ("ivon", "adamw")
 
 
 @pytest.fixture(scope="module")
-def base(tiny_model, tmp_path_factory):
+def base(tiny_folder):
     """A folder with a tiny model and its tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny = tiny_model(lora=False)
-    tiny.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(tiny_folder)
 
 
 @pytest.fixture(scope="module")

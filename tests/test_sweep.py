@@ -252,7 +252,7 @@ def test_a_view_of_other_logits_can_be_saved(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no sweep at .*nowhere.safetensors"):
+    with pytest.raises(FileNotFoundError, match="no τ sweep at .*nowhere.safetensors"):
         TauSweep.load(tmp_path / "nowhere.safetensors")
     with pytest.raises(FileNotFoundError):
         TauSweep.load(tmp_path)
