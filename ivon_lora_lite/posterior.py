@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,35 @@ from torch import Tensor, nn
 from .files import atomic_path
 from .ivon import IVON
 
-__all__ = ["POSTERIOR_FILE", "GaussianPosterior", "applied_weights", "trainable"]
+__all__ = ["POSTERIOR_FILE", "GaussianPosterior", "Posterior", "applied_weights", "put_weights", "trainable"]
 
 POSTERIOR_FILE = "posterior.safetensors"
 FORMAT = "ivon_lora_lite.GaussianPosterior/1"
+T = TypeVar("T")
+
+
+class Posterior(Protocol):
+    """What :func:`predict` and :func:`tau_sweep` draw from: a mean, and draws around it at any τ.
+
+    Attributes:
+        mean: name → tensor; the names are those of :func:`trainable`.
+    """
+
+    mean: Mapping[str, Tensor]
+
+    def sample(self, seed: int, tau: float = 1.0) -> dict[str, Tensor]:
+        """One draw, name → tensor, with the covariance times τ. The same seed gives the same noise for every τ."""
+        ...
+
+    @contextmanager
+    def applied(self, model: nn.Module, seed: int | None = None, tau: float = 1.0) -> Iterator[None]:
+        """Within the context the model's weights are a draw (or the mean, without a seed); after it, what they were."""
+        with applied_weights(model, self.mean if seed is None else self.sample(seed, tau)):
+            yield
 
 
 @dataclass(frozen=True)
-class GaussianPosterior:
+class GaussianPosterior(Posterior):
     """Independent Gaussians over named tensors.
 
     Attributes:
@@ -49,7 +71,7 @@ class GaussianPosterior:
     def __post_init__(self) -> None:
         if not self.mean:
             raise ValueError("A posterior needs at least one tensor.")
-        _same_names(self.mean, self.variance, "mean", "variance")
+        same_names(self.mean, self.variance, "mean", "variance")
         for name, m in self.mean.items():
             v = self.variance[name]
             if m.shape != v.shape:
@@ -100,7 +122,7 @@ class GaussianPosterior:
         Returns:
             name → tensor.
         """
-        _check_tau(tau)
+        check_tau(tau)
         generator = torch.Generator().manual_seed(seed)
         out = {}
         for name in sorted(self.mean):
@@ -113,9 +135,9 @@ class GaussianPosterior:
         """N(m, τ·diag v) as a posterior of its own, τ > 0."""
         if tau == 0:
             raise ValueError("tau=0 leaves a point, not a Gaussian: use `.mean`, or sample(seed, tau=0).")
-        _check_tau(tau)
+        check_tau(tau)
         metadata = {**self.metadata, "tau": tau * float(self.metadata.get("tau", 1.0))}
-        return GaussianPosterior(self.mean, {name: _positive(tau * v) for name, v in self.variance.items()}, metadata)
+        return GaussianPosterior(self.mean, {name: positive(tau * v) for name, v in self.variance.items()}, metadata)
 
     def signal_to_noise(self) -> dict[str, Tensor]:
         """|m| / √v per coordinate."""
@@ -127,18 +149,9 @@ class GaussianPosterior:
         The threshold is shared by all tensors. A pruned coordinate keeps the smallest positive variance, so the KL of a
         pruned posterior means little.
         """
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction is {fraction}; expected a share between 0 and 1.")
-        ratios = self.signal_to_noise()
-        order = torch.cat([ratios[name].flatten() for name in ratios]).argsort()
-        drop = torch.zeros(len(order), dtype=torch.bool)
-        drop[order[: round(fraction * len(order))]] = True
-        masks = dict(zip(ratios, drop.split([r.numel() for r in ratios.values()])))
-        mean, variance = {}, {}
-        for name, m in self.mean.items():
-            mask, v = masks[name].view(m.shape), self.variance[name]
-            mean[name] = m.masked_fill(mask, 0.0)
-            variance[name] = v.masked_fill(mask, torch.finfo(v.dtype).tiny)
+        masks = smallest(self.signal_to_noise(), fraction)
+        mean = {name: m.masked_fill(masks[name], 0.0) for name, m in self.mean.items()}
+        variance = {name: v.masked_fill(masks[name], torch.finfo(v.dtype).tiny) for name, v in self.variance.items()}
         return GaussianPosterior(mean, variance, {**self.metadata, "pruned": fraction})
 
     def kl(self, prior_variance: float | Mapping[str, float] | None = None) -> float:
@@ -174,27 +187,11 @@ class GaussianPosterior:
             "kl": self.kl(),
         }
 
-    @contextmanager
-    def applied(self, model: nn.Module, seed: int | None = None, tau: float = 1.0) -> Iterator[None]:
-        """Within the context the model's weights are a draw (or the mean, without a seed); after it, what they were."""
-        with applied_weights(model, self.mean if seed is None else self.sample(seed, tau)):
-            yield
-
     # ------------------------------------------------------------------------------------------------ file
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write ``posterior.safetensors`` into a folder, all or nothing."""
-        from safetensors.torch import save_file
-
-        path = Path(folder) / POSTERIOR_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f"mean/{name}": m.contiguous() for name, m in self.mean.items()}
-        tensors |= {
-            f"variance/{name}": v.clone(memory_format=torch.contiguous_format) for name, v in self.variance.items()
-        }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"format": FORMAT, "facts": json.dumps(dict(self.metadata))})
-        return path
+        return write_posterior(folder, FORMAT, {"mean": self.mean, "variance": self.variance}, self.metadata)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> GaussianPosterior:
@@ -204,30 +201,67 @@ class GaussianPosterior:
             FileNotFoundError: there is none.
             ValueError: it is damaged, of another format, or holds values that are no Gaussian's.
         """
-        from safetensors import SafetensorError, safe_open
+        return read_posterior(folder, FORMAT, ("mean", "variance"), cls)
 
-        path = Path(folder)
-        path = path / POSTERIOR_FILE if path.is_dir() or not path.suffix else path
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no posterior at {path}: IVON runs write one beside the adapter.")
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a posterior of this package (format {header.get('format')!r}).")
-        halves: dict[str, dict[str, Tensor]] = {"mean": {}, "variance": {}}
-        for key, tensor in tensors.items():
-            half, _, name = key.partition("/")
-            if half not in halves:
-                raise ValueError(f"{path} holds an unknown tensor {key!r}.")
-            halves[half][name] = tensor
-        try:
-            return cls(halves["mean"], halves["variance"], json.loads(header.get("facts", "{}")))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+
+def write_posterior(
+    folder: str | os.PathLike, format: str, parts: Mapping[str, Mapping[str, Tensor]], metadata: Mapping
+) -> Path:
+    """Write ``posterior.safetensors``, all or nothing: tensors ``part/name``; format and facts in the header."""
+    from safetensors.torch import save_file
+
+    path = Path(folder) / POSTERIOR_FILE
+    tensors = {  # copies, because safetensors refuses tensors that share memory
+        f"{part}/{name}": tensor.clone(memory_format=torch.contiguous_format)
+        for part, members in parts.items()
+        for name, tensor in members.items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"format": format, "facts": json.dumps(dict(metadata))})
+    return path
+
+
+def read_posterior(folder: str | os.PathLike, format: str, parts: Sequence[str], build: Callable[..., T]) -> T:
+    """Read a file of :func:`write_posterior` and hand its parts and facts to ``build``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, of another format, or ``build`` refuses what it holds.
+    """
+    path, header, tensors = _read(folder)
+    if header.get("format") != format:
+        raise ValueError(f"{path} is not a posterior of this package (format {header.get('format')!r}).")
+    sorted_in: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        if part not in sorted_in:
+            raise ValueError(f"{path} holds an unknown tensor {key!r}.")
+        sorted_in[part][name] = tensor
+    try:
+        return build(*sorted_in.values(), json.loads(header.get("facts", "{}")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def posterior_format(folder: str | os.PathLike) -> str | None:
+    """The format that a posterior's file states in its header."""
+    return _read(folder, values=False)[1].get("format")
+
+
+def _read(folder: str | os.PathLike, values: bool = True) -> tuple[Path, dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder)
+    path = path / POSTERIOR_FILE if path.is_dir() or not path.suffix else path
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no posterior at {path}: IVON runs write one beside the adapter.")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys() if values}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    return path, header, tensors
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -249,14 +283,7 @@ def applied_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator
     Raises:
         ValueError: names or shapes do not fit the model's trainable parameters.
     """
-    params = trainable(model)
-    _same_names(params, weights, "the model", "the weights")
-    for name, p in params.items():
-        if p.shape != weights[name].shape:
-            raise ValueError(
-                f"{name}: the model has shape {tuple(p.shape)}, the weights {tuple(weights[name].shape)}: were they "
-                "made with another rank or base model?"
-            )
+    params = _fitting(model, weights)
     # ordinary tensors even if the caller predicts in inference_mode; the caller's own mode holds inside the context
     with torch.inference_mode(False), torch.no_grad():
         saved = {name: p.detach().clone() for name, p in params.items()}
@@ -267,23 +294,55 @@ def applied_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator
         _write(params, saved)
 
 
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put named weights into a model to stay.
+
+    Raises:
+        ValueError: names or shapes do not fit the model's trainable parameters.
+    """
+    _write(_fitting(model, weights), weights)
+
+
+def smallest(values: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    """Masks of the fraction of all coordinates with the smallest values; all tensors share the threshold."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction is {fraction}; expected a share between 0 and 1.")
+    order = torch.cat([v.flatten() for v in values.values()]).argsort()
+    chosen = torch.zeros(len(order), dtype=torch.bool)
+    chosen[order[: round(fraction * len(order))]] = True
+    parts = chosen.split([v.numel() for v in values.values()])
+    return {name: part.view(v.shape) for (name, v), part in zip(values.items(), parts)}
+
+
+def _fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    params = trainable(model)
+    same_names(params, weights, "the model", "the weights")
+    for name, p in params.items():
+        if p.shape != weights[name].shape:
+            raise ValueError(
+                f"{name}: the model has shape {tuple(p.shape)}, the weights {tuple(weights[name].shape)}: were they "
+                "made with another rank or base model?"
+            )
+    return params
+
+
 def _write(params: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     with torch.inference_mode(False), torch.no_grad():
         for name, p in params.items():
             p.copy_(weights[name])
 
 
-def _same_names(a: Mapping, b: Mapping, a_is: str, b_is: str) -> None:
+def same_names(a: Mapping, b: Mapping, a_is: str, b_is: str) -> None:
     for one, other, one_is, other_is in ((a, b, a_is, b_is), (b, a, b_is, a_is)):
         extra = sorted(set(one) - set(other))
         if extra:
             raise ValueError(f"{one_is} has {extra[0]!r} ({len(extra)} in all), which {other_is} lacks.")
 
 
-def _positive(v: Tensor) -> Tensor:
+def positive(v: Tensor) -> Tensor:
     return v.clamp(min=torch.finfo(v.dtype).tiny)
 
 
-def _check_tau(tau: float) -> None:
+def check_tau(tau: float) -> None:
     if not 0 <= tau < float("inf"):
         raise ValueError(f"tau is {tau}; expected a finite number of at least 0.")

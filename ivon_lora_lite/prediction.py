@@ -6,7 +6,6 @@ draw serves the whole set of questions, and the same seed gives the same ε for 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from . import metrics
-from .files import atomic_path
-from .posterior import GaussianPosterior, applied_weights
+from .files import read_tensors, write_tensors
+from .posterior import Posterior, applied_weights
 from .scoring import answer_logits, collate
+from .stacking import can_stack, stacked
 from .tasks import Question
 
 if TYPE_CHECKING:
@@ -76,16 +76,7 @@ class Predictions:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write a safetensors file, all or nothing."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        with atomic_path(path) as temporary:
-            save_file(
-                {"logits": self.logits.contiguous(), "labels": self.labels.contiguous()},
-                temporary,
-                {"format": FORMAT, "facts": json.dumps(self.metadata)},
-            )
-        return path
+        return write_tensors(path, FORMAT, {"logits": self.logits, "labels": self.labels}, self.metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Predictions:
@@ -95,18 +86,8 @@ class Predictions:
             FileNotFoundError: there is none.
             ValueError: it is damaged or holds something else.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"There are no predictions at {path}.")
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise ValueError(f"{path} holds no predictions of this package.")
-                return cls(file.get_tensor("logits"), file.get_tensor("labels"), json.loads(header["facts"]))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        tensors, facts = read_tensors(path, FORMAT, "predictions")
+        return cls(tensors["logits"], tensors["labels"], facts)
 
 
 class Scores(dict):
@@ -160,22 +141,24 @@ def predict(
     samples: int = 0,
     tau: float = 1.0,
     seed: int = 0,
-    posterior: GaussianPosterior | None = None,
+    posterior: Posterior | None = None,
     format: str | None = None,
     batch_size: int = 8,
+    draws_per_pass: int = 5,
     progress: bool = False,
 ) -> Predictions:
-    """Predict at the mean, or with draws from N(m, τ·diag v).
+    """Predict at the mean, or with draws from N(m, τΣ); IVON's Σ is diag v.
 
     Args:
         source: a finished run, or a model (then with its present weights, or with ``posterior``).
         questions: what to answer.
         samples: number of draws S; 0 predicts at the mean.
-        tau: scale of the variance, τ ≥ 0.
+        tau: scale of the covariance, τ ≥ 0.
         seed: draw s uses seed + s, for all questions and every τ.
-        posterior: to draw from; default: the run's own.
+        posterior: anything with ``mean``, ``sample`` and ``applied`` (:class:`Posterior`); default: the run's own.
         format: ``"letter"`` or ``"text"``; default: the run's, or text.
         batch_size: questions per forward pass.
+        draws_per_pass: draws that share a forward pass of the frozen base; 1 needs the least memory.
         progress: show a progress bar.
 
     Returns:
@@ -199,12 +182,11 @@ def predict(
         weights = posterior.mean
     batches = Batches(model, questions, format or "text", batch_size)
 
-    def draw(s: int) -> Callable[[], AbstractContextManager]:
-        if samples:
-            return lambda: posterior.applied(model, seed + s, tau)
-        return (lambda: applied_weights(model, weights)) if weights is not None else nullcontext
-
-    logits = torch.stack([batches.logits(draw(s), progress) for s in range(max(samples, 1))])  # [S, N, C]
+    if samples:
+        logits = batches.draws(posterior, [seed + s for s in range(samples)], tau, draws_per_pass, progress)
+    else:
+        mean = (lambda: applied_weights(model, weights)) if weights is not None else nullcontext
+        logits = batches.logits(mean, progress)[None]  # [S, N, C]
     facts = {"samples": samples, "tau": tau if samples else 0.0, "seed": seed, "format": format or "text"}
     return Predictions(logits, torch.tensor([q.answer for q in questions]), facts)
 
@@ -221,17 +203,37 @@ class Batches:
 
     def logits(self, context: Callable[[], AbstractContextManager] = nullcontext, progress: bool = False) -> Tensor:
         """Logits ``[N, C]`` on the CPU, in evaluation mode, within ``context()``."""
+        return self._run(context, 1, progress)[0]
+
+    def draws(
+        self, posterior: Posterior, seeds: Sequence[int], tau: float, together: int = 5, progress: bool = False
+    ) -> Tensor:
+        """Logits ``[S, N, C]`` of the draws with these seeds, so many ``together`` in one forward pass."""
+        if together < 1:
+            raise ValueError(f"draws_per_pass is {together}; expected at least 1.")
+        if together == 1 or len(seeds) == 1 or not can_stack(self.model):
+            return torch.stack(
+                [self.logits(lambda s=s: posterior.applied(self.model, s, tau), progress) for s in seeds]
+            )
+        with applied_weights(self.model, posterior.mean):  # refuses a posterior of another shape
+            parts = []
+            for first in range(0, len(seeds), together):
+                chosen = [posterior.sample(s, tau) for s in seeds[first : first + together]]
+                parts.append(self._run(lambda d=chosen: stacked(self.model, d), len(chosen), progress))
+        return torch.cat(parts)
+
+    def _run(self, context: Callable[[], AbstractContextManager], copies: int, progress: bool) -> Tensor:
         from tqdm.auto import tqdm
 
-        out = torch.full((sum(map(len, self.indices)), self.choices), -torch.inf)
+        out = torch.full((copies, sum(map(len, self.indices)), self.choices), -torch.inf)
         training = self.model.training
         self.model.eval()
         try:
             with context(), torch.no_grad():
                 pairs = list(zip(self.indices, self.batches))
                 for index, batch in tqdm(pairs, desc="predict", leave=False, disable=not progress):
-                    logits = answer_logits(self.model, batch).cpu()
-                    out[index, : logits.shape[1]] = logits
+                    logits = answer_logits(self.model, batch, copies).cpu()  # [R, B, C]
+                    out[:, index, : logits.shape[-1]] = logits
         finally:
             self.model.train(training)
         return out

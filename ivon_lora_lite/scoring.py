@@ -50,17 +50,20 @@ def collate(questions: Sequence[Question], tokenizer, format: str, max_length: i
     return batch
 
 
-def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
+def answer_logits(model: nn.Module, batch: Batch, copies: int | None = None) -> Tensor:
     """Answer logits ``[B, C]`` in fp32; −∞ where a question has fewer than C choices.
 
     Args:
         model: a causal language model of transformers (with or without LoRA).
         batch: from :func:`collate`.
+        copies: run the batch R times side by side and return ``[R, B, C]``: for a model whose weights differ from copy
+            to copy (:func:`ivon_lora_lite.stacking.stacked`).
     """
     device = model.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     with _precision(model):
-        return (_text_logits if "owner" in batch else _letter_logits)(model, batch)
+        logits = (_text_logits if "owner" in batch else _letter_logits)(model, batch, copies or 1)  # [R, B, C]
+    return logits[0] if copies is None else logits
 
 
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
@@ -109,18 +112,18 @@ def _letter_batch(questions: Sequence[Question], tokenizer, limit: int) -> Batch
     return {"input_ids": input_ids, "attention_mask": mask, "answer_tokens": tokens}
 
 
-def _letter_logits(model: nn.Module, batch: Batch) -> Tensor:
-    mask, tokens = batch["attention_mask"], batch["answer_tokens"]
+def _letter_logits(model: nn.Module, batch: Batch, copies: int) -> Tensor:
+    input_ids, mask, tokens = (batch[k].repeat(copies, 1) for k in ("input_ids", "attention_mask", "answer_tokens"))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     out = model(
-        input_ids=batch["input_ids"],
+        input_ids=input_ids,
         attention_mask=mask,
         position_ids=positions,
         logits_to_keep=1,  # the output layer at the last position only
         use_cache=False,
     )
-    logits = out.logits[:, -1].float().gather(-1, tokens.clamp(min=0))  # [B, C]
-    return logits.masked_fill(tokens < 0, -torch.inf)
+    logits = out.logits[:, -1].float().gather(-1, tokens.clamp(min=0))  # [R · B, C]
+    return logits.masked_fill(tokens < 0, -torch.inf).view(copies, -1, tokens.shape[-1])
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -176,19 +179,23 @@ def block_mask(block: Tensor, sees: Tensor) -> Tensor:
     return ((same | question).tril())[None, None]
 
 
-def _text_logits(model: nn.Module, batch: Batch) -> Tensor:
+def _text_logits(model: nn.Module, batch: Batch, copies: int) -> Tensor:
     mask = block_mask(batch["block"], batch["sees"])
     if model.config._attn_implementation == "eager":  # it adds the mask instead of selecting by it
         dtype = torch.get_autocast_dtype(model.device.type) if torch.is_autocast_enabled() else model.dtype
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
     out = model(
-        input_ids=batch["input_ids"],
+        input_ids=batch["input_ids"].expand(copies, -1),
         attention_mask=mask,
-        position_ids=batch["position_ids"],
+        position_ids=batch["position_ids"].expand(copies, -1),
         logits_to_keep=batch["keep"],
         use_cache=False,
     )
-    logits = out.logits[0].float()  # [K, V]
+    return torch.stack([_mean_log_likelihood(logits.float(), batch) for logits in out.logits])
+
+
+def _mean_log_likelihood(logits: Tensor, batch: Batch) -> Tensor:
+    """``[K, V]`` at the kept positions → ``[B, C]``."""
     log_norm = logits.logsumexp(-1)  # [K]
     read, owner, present = batch["read"], batch["owner"], batch["present"]
     token_ll = logits[read, batch["target"]] - log_norm[read]  # [T]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import metrics
 from .files import read_tensors, write_tensors
 from .linearization import Linearized
-from .posterior import GaussianPosterior
+from .posterior import Posterior
 from .prediction import Batches, Predictions, Scores, score
 from .tasks import Question
 
@@ -146,7 +146,7 @@ def tau_sweep(
     taus: Sequence[float] = TAUS,
     samples: int = 10,
     seed: int = 0,
-    posterior: GaussianPosterior | None = None,
+    posterior: Posterior | None = None,
     linear: Linearized | None = None,
     format: str | None = None,
     batch_size: int = 8,
@@ -177,9 +177,8 @@ def tau_sweep(
     taus = tuple(sorted({float(tau) for tau in taus}))
     rows = []
     for tau in taus:
-        draws = range(samples) if tau else range(1)
-        row = [batches.logits(lambda s=s, tau=tau: posterior.applied(model, seed + s, tau), progress) for s in draws]
-        rows.append(torch.stack(row * (samples // len(row))))  # [S, N, C]
+        seeds = [seed + s for s in range(samples if tau else 1)]
+        rows.append(batches.draws(posterior, seeds, tau, progress=progress).expand(samples, -1, -1))  # [S, N, C]
     labels = torch.tensor([q.answer for q in questions])
     facts = {"samples": samples, "seed": seed, **(metadata or {})}
     return TauSweep(taus, torch.stack(rows), labels, linear, facts)
