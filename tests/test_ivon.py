@@ -563,3 +563,46 @@ def test_several_draws_notice_a_gradient_that_was_replaced():
     w[0].grad = w[0].grad.clone()
     with pytest.raises(RuntimeError, match="mc_samples=1"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-2])
+@pytest.mark.parametrize("missing", [False, True], ids=["all gradients", "one gradient missing"])
+def test_flat_state_gives_the_same_as_tensor_by_tensor(monkeypatch, decay, missing):
+    """State in one block of memory is worked on as one tensor; where it cannot be, tensor by tensor."""
+    import ivon_lora_lite.ivon as module
+
+    results, flats, joined = [], [], module.joined
+    for flat in (True, False):
+        calls = []
+
+        def watched(*lists, flat=flat, calls=calls):
+            out = joined(*lists) if flat else lists
+            calls.append(len(out[0]) < len(lists[0]))
+            return out
+
+        monkeypatch.setattr(module, "joined", watched)
+        w, loss = problem()
+        optimizer = IVON(w, **KEEP, weight_decay=decay, seed=0)
+        for _ in range(5):
+            with optimizer.sampled_params(train=True):
+                loss().backward()
+            if missing:
+                w[0].grad = None
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(torch.cat([flat_tensor.flatten() for flat_tensor in (*w, hessians(optimizer))]))
+        flats.append(any(calls))
+    assert flats == [True, False]
+    torch.testing.assert_close(*results)
+
+
+def test_a_resumed_optimizer_has_its_state_in_one_block_again():
+    w, loss = problem()
+    first = IVON(w, **KEEP, seed=0)
+    play(first, w, loss, 2, 1)
+    again, _ = problem()
+    second = IVON(again, **KEEP, seed=0)
+    second.load_state_dict(first.state_dict())
+    for name in ("hess", "momentum"):
+        blocks = {second.state[p][name].untyped_storage().data_ptr() for p in again}
+        assert len(blocks) == 1 and blocks != {first.state[w[0]][name].untyped_storage().data_ptr()}
