@@ -93,9 +93,14 @@ def set_ranges(figure: go.Figure, *curves: Mapping[str, Tensor] | None) -> None:
     """Make every panel hold its curves, and no range narrower than ``SPANS``: else an axis would magnify noise."""
     for k, name in enumerate(METRICS):
         values = torch.cat([c[name].flatten() for c in curves if c is not None])
-        low, high = float(values.min()), float(values.max())
-        pad = max(0.1 * (high - low), (SPANS[name] - (high - low)) / 2)
-        figure.update_yaxes(range=[round(low - pad, 4), round(high + pad, 4)], nticks=6, row=k // 2 + 1, col=k % 2 + 1)
+        figure.update_yaxes(range=axis_range(name, values), nticks=6, row=k // 2 + 1, col=k % 2 + 1)
+
+
+def axis_range(name: str, values: Tensor) -> list[float]:
+    """A range that holds a metric's values and is no narrower than ``SPANS``."""
+    low, high = float(values.min()), float(values.max())
+    pad = max(0.1 * (high - low), (SPANS[name] - (high - low)) / 2)
+    return [round(low - pad, 4), round(high + pad, 4)]
 
 
 def reliability_figure(predictions: Mapping[str, tuple[Tensor, Tensor]], bins: int = metrics.BINS) -> go.Figure:

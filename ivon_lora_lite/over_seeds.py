@@ -9,7 +9,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from .explore import AXIS, COLORS, LAYOUT, TITLES, line_taus
+from .explore import AXIS, COLORS, LAYOUT, TITLES, axis_range, line_taus
 from .prediction import METRICS
 from .sweep import TauSweep
 
@@ -50,13 +50,15 @@ def seeds_figure(
         sampled = [s.curves() for s in seeds]
         for col, name in enumerate(METRICS, start=1):
             place = {"row": row, "col": col, "showlegend": row == col == 1}
+            mean, error = mean_and_error([curve[name] for curve in sampled])
+            shown = [mean - error, mean + error]
             if len(linear) == len(seeds):
                 line, _ = mean_and_error([curve[name] for curve in linear])
+                shown.append(line)
                 figure.add_scatter(
                     x=taus, y=_round(line), mode="lines", name="linearised", legendgroup="linear",
                     line={"color": COLORS["linear"], "dash": "dash"}, **place,
                 )  # fmt: skip
-            mean, error = mean_and_error([curve[name] for curve in sampled])
             figure.add_scatter(
                 x=seeds[0].taus, y=_round(mean), error_y={"array": _round(error), "thickness": 1.5}, mode="markers",
                 name=f"IVON, {seeds[0].samples} draws", legendgroup="ivon", marker={"color": COLORS["ivon"], "size": 8},
@@ -64,12 +66,13 @@ def seeds_figure(
             )  # fmt: skip
             if adamw:
                 level, _ = mean_and_error([torch.tensor(float(scores[name])) for scores in adamw[task]])
+                shown.append(level[None])
                 figure.add_scatter(
                     x=[taus[0], taus[-1]], y=_round(level.repeat(2)), mode="lines", name="AdamW", legendgroup="adamw",
                     line={"color": COLORS["adamw"], "dash": "dot"}, **place,
                 )  # fmt: skip
+            figure.update_yaxes(range=axis_range(name, torch.cat(shown)), nticks=5, row=row, col=col)
     figure.update_xaxes(title={"text": "τ", **AXIS}, row=len(sweeps))
-    figure.update_yaxes(nticks=5)
     figure.update_annotations(font_size=13)
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.22 / len(sweeps) - 0.03, "yanchor": "top"}
     return figure.update_layout(**LAYOUT, height=60 + 230 * len(sweeps), legend=legend)

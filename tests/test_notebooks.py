@@ -64,7 +64,55 @@ def test_cells_are_short_and_figures_have_a_fallback(notebook):
                 assert "image/png" in output["data"]
 
 
-def test_linked_solutions_exist(notebook):
+def markdown(content):
+    return ["".join(c["source"]) for c in cells(content, "markdown")]
+
+
+def test_it_opens_with_title_question_and_the_only_set_up_cell(notebook):
     path, content = notebook
-    for link in re.findall(r"\]\((solutions/[^)#]+)\)", "".join("".join(c["source"]) for c in content["cells"])):
-        assert (path.parent / link).is_file()
+    assert [c["cell_type"] for c in content["cells"][:3]] == ["markdown", "markdown", "code"]
+    title, question = markdown(content)[:2]
+    number, _ = path.stem.split("_", 1)
+    assert re.match(rf"# {number} · \S", title)
+    assert re.search(r"^(CPU|GPU).* · .*\d.* (seconds?|minutes?) · .*\d [GM]B", title, re.M)  # device · time · memory
+    for part in (r"\*\*The question\.\*\*", r"After this notebook you can\b.*\n+- ", r"\bYou need\b"):
+        assert re.search(part, question), part
+    setup, *rest = ["".join(c["source"]) for c in cells(content, "code")]
+    assert "ivon_lora_lite.__version__" in setup and "torch.__version__" in setup
+    assert not [source for source in rest if re.search(r"\bpip\b.*\binstall\b", source)]
+
+
+def test_it_lets_the_reader_predict_and_checks_what_it_claims(notebook):
+    _, content = notebook
+    text = "\n".join(markdown(content))
+    assert "**Predict first" in text and "**What to notice" in text
+    assert sum("assert " in "".join(c["source"]) for c in cells(content, "code")) >= 3
+
+
+def test_it_ends_with_exercises_solutions_recap_and_a_next_step(notebook):
+    path, content = notebook
+    text = markdown(content)
+    _, exercises = "\n\n".join(text).split("\n## Exercises\n")
+    exercises = exercises.split("\n## ")[0]
+    asked = re.findall(r"^(\d)\. ", exercises, re.M)
+    assert asked == [str(i + 1) for i in range(len(asked))] and 2 <= len(asked) <= 4
+    assert f"](solutions/{path.stem}.md)" in exercises
+    solutions = (path.parent / "solutions" / f"{path.stem}.md").read_text("utf8")
+    assert solutions.startswith(f"# Solutions to {path.stem[:2]} · ")
+    assert re.findall(r"^(\d)\. ", solutions, re.M) == asked
+    assert re.search(r"^## Recap", text[-1], re.M) and re.search(r"\*\*Next\.\*\*", text[-1])
+    if path != NOTEBOOKS[-1]:
+        assert re.search(r"\]\(\d\d_\w+\.ipynb[)#]", text[-1].split("**Next.**")[1])
+
+
+def test_links_lead_somewhere(notebook):
+    path, content = notebook
+    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", "\n".join(markdown(content))):
+        assert (path.parent / link).exists(), link
+
+
+def test_every_solution_belongs_to_a_notebook_and_its_links_lead_somewhere():
+    for path in sorted((ROOT / "notebooks" / "solutions").glob("*.md")):
+        assert (ROOT / "notebooks" / f"{path.stem}.ipynb").is_file()
+        for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text("utf8")):
+            assert (path.parent / link).exists(), (path.name, link)
