@@ -8,6 +8,7 @@ kaleido, Pillow and a Chromium (`pip install kaleido pillow`); everything else c
 import base64
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import nbformat
 import plotly.io as pio
 from nbclient import NotebookClient
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
@@ -47,5 +48,6 @@ def picture(figure) -> str:
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = str(HERE.parent)  # else a kernel without the package would install one
     for name in sys.argv[1:] or sorted(p.name for p in HERE.glob("*.ipynb")):
         refresh(HERE / name)
