@@ -55,13 +55,14 @@ def read_json(path: str | os.PathLike) -> dict:
 
 
 def write_tensors(path: str | os.PathLike, format: str, tensors: Mapping[str, Tensor], facts: object) -> Path:
-    """Write a safetensors file, all or nothing; the header has ``format`` and the JSON-able ``facts``."""
+    """Write a safetensors file, all or nothing; its header has ``format``, JSON-able ``facts`` and ``provenance``."""
     from safetensors.torch import save_file
 
     # contiguous copies: safetensors refuses tensors that share memory
     copies = {name: t.contiguous().clone() for name, t in tensors.items()}
+    header = {"format": format, "facts": json.dumps(facts), "provenance": json.dumps(provenance())}
     with atomic_path(path) as temporary:
-        save_file(copies, temporary, {"format": format, "facts": json.dumps(facts)})
+        save_file(copies, temporary, header)
     return Path(path)
 
 

@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .files import atomic_path
+from .files import write_tensors
 from .ivon import IVON
 
 __all__ = ["POSTERIOR_FILE", "GaussianPosterior", "Posterior", "applied_weights", "put_weights", "trainable"]
@@ -208,17 +208,8 @@ def write_posterior(
     folder: str | os.PathLike, format: str, parts: Mapping[str, Mapping[str, Tensor]], metadata: Mapping
 ) -> Path:
     """Write ``posterior.safetensors``, all or nothing: tensors ``part/name``; format and facts in the header."""
-    from safetensors.torch import save_file
-
-    path = Path(folder) / POSTERIOR_FILE
-    tensors = {  # copies, because safetensors refuses tensors that share memory
-        f"{part}/{name}": tensor.clone(memory_format=torch.contiguous_format)
-        for part, members in parts.items()
-        for name, tensor in members.items()
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"format": format, "facts": json.dumps(dict(metadata))})
-    return path
+    tensors = {f"{part}/{name}": t for part, members in parts.items() for name, t in members.items()}
+    return write_tensors(Path(folder) / POSTERIOR_FILE, format, tensors, dict(metadata))
 
 
 def read_posterior(folder: str | os.PathLike, format: str, parts: Sequence[str], build: Callable[..., T]) -> T:

@@ -83,11 +83,11 @@ def test_at_tau_zero_all_draws_are_the_mean_and_elsewhere_none_is(model, posteri
 def test_the_mean_is_computed_once_and_not_once_per_draw(model, posterior, questions, monkeypatch):
     from ivon_lora_lite.prediction import Batches
 
-    calls = []
-    original = Batches.logits
-    monkeypatch.setattr(Batches, "logits", lambda *args, **options: calls.append(1) or original(*args, **options))
+    copies = []
+    original = Batches._run
+    monkeypatch.setattr(Batches, "_run", lambda self, *args: copies.append(args[1]) or original(self, *args))
     tau_sweep(model, questions[:2], taus=(0, 0.5, 1), samples=4, posterior=posterior)
-    assert len(calls) == 1 + 2 * 4
+    assert sum(copies) == 1 + 2 * 4
 
 
 def test_taus_are_sorted_and_doubles_dropped(model, posterior, questions):
@@ -409,3 +409,18 @@ def test_a_linearised_gaussian_is_searched_at_its_candidates(taus, objective):
     assert tau == min(t for t, value in zip(candidates, values) if abs(value - best) < 1e-6)
     assert f"{len(candidates)} admissible values on 60 validation questions" in sentence
     assert f"{objective.upper()} {values[0]:.3f} → {best:.3f}" in sentence
+
+
+def test_files_say_where_they_come_from(tmp_path):
+    """Date, versions and device lie in the header, beside what the file is about."""
+    from safetensors import safe_open
+
+    from ivon_lora_lite import Predictions
+
+    path = Predictions(torch.zeros(1, 2, 3), torch.zeros(2, dtype=torch.long), {"task": "x"}).save(
+        tmp_path / "p.safetensors"
+    )
+    with safe_open(path, "pt") as file:
+        made = json.loads(file.metadata()["provenance"])
+    assert {"date", "commit", "device", "versions"} <= made.keys()
+    assert Predictions.load(path).metadata == {"task": "x"}
