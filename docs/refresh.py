@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "runs" / "everyday-demo"
+SWEEPS = ROOT / "data" / "runs" / "sweeps"
 MARKS = "<!-- {} table, made by docs/refresh.py -->", "<!-- end of {} table -->"
 METRICS = ("acc", "ece", "nll", "brier")
 
@@ -55,12 +56,19 @@ def readme(text: str) -> str:
 
 
 def picture(path: Path) -> None:
-    """The τ trade-off of the recorded demo's first seed."""
-    from ivon_lora_lite.explore import tradeoff_figure
+    """The τ trade-off over tasks and seeds, from the recorded demo and sweeps."""
+    from ivon_lora_lite.over_seeds import seeds_figure
     from ivon_lora_lite.sweep import TauSweep
 
-    sweep = TauSweep.load(DEMO / "seed21" / "predictions" / "tau-sweep.safetensors")
-    tradeoff_figure(sweep, tau=1.0).write_image(path, width=900, height=520, scale=2)
+    demo = sorted(DEMO.glob("seed*"))
+    sweeps = {"everyday, 200 steps": [TauSweep.load(f / "predictions" / "tau-sweep.safetensors") for f in demo]}
+    records = [json.loads((f / "metrics.json").read_text()) for f in demo]
+    adamw = {"everyday, 200 steps": [record["scores"]["AdamW"] for record in records]}
+    for task, title in (("everyday", "everyday, 400 steps"), ("arc_easy", "ARC-Easy")):
+        folders = sorted(SWEEPS.glob(f"{task}-seed*"))
+        sweeps[title] = [TauSweep.load(f / "sweep.safetensors") for f in folders]
+        adamw[title] = [json.loads((f / "run.json").read_text())["scores"]["adamw"] for f in folders]
+    seeds_figure(sweeps, adamw).write_image(path, width=1000, scale=2)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .models import LoraSettings, load_model, lora_parameters
     from .posterior import GaussianPosterior
     from .prediction import Predictions, predict, score
+    from .suggest import Suggestion, suggest_hyperparameters
     from .sweep import TauSweep, choose_tau, tau_sweep
     from .tasks import TASKS, Question, Task, load_task
     from .train import Run, finetune
@@ -32,6 +33,7 @@ _WHERE = {
     "models": ("LoraSettings", "load_model", "lora_parameters"),
     "posterior": ("GaussianPosterior",),
     "prediction": ("Predictions", "predict", "score"),
+    "suggest": ("Suggestion", "suggest_hyperparameters"),
     "sweep": ("TauSweep", "choose_tau", "tau_sweep"),
     "tasks": ("TASKS", "Question", "Task", "load_task"),
     "train": ("Run", "finetune"),

@@ -40,8 +40,10 @@ def seeds_figure(
     Returns:
         Panels ``[tasks, 4]``. Bars are standard errors over seeds; the linearised curve and AdamW are means.
     """
-    titles = [f"<b>{TITLES[name]}</b> · {task}" for task in sweeps for name in METRICS]
-    figure = make_subplots(len(sweeps), 4, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.16)
+    titles = [f"<b>{TITLES[name]}</b>" for name in METRICS]  # over the first row; the rows are named at the left
+    figure = make_subplots(
+        len(sweeps), 4, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.25 / len(sweeps)
+    )
     for row, (task, seeds) in enumerate(sweeps.items(), start=1):
         if len({s.taus for s in seeds}) != 1:
             raise ValueError(f"The sweeps of {task} are on different τ, so they have no common curve.")
@@ -61,7 +63,7 @@ def seeds_figure(
                 )  # fmt: skip
             figure.add_scatter(
                 x=seeds[0].taus, y=_round(mean), error_y={"array": _round(error), "thickness": 1.5}, mode="markers",
-                name=f"IVON, {seeds[0].samples} draws", legendgroup="ivon", marker={"color": COLORS["ivon"], "size": 8},
+                name="IVON, draws", legendgroup="ivon", marker={"color": COLORS["ivon"], "size": 8},
                 **place,
             )  # fmt: skip
             if adamw:
@@ -72,10 +74,11 @@ def seeds_figure(
                     line={"color": COLORS["adamw"], "dash": "dot"}, **place,
                 )  # fmt: skip
             figure.update_yaxes(range=axis_range(name, torch.cat(shown)), nticks=5, row=row, col=col)
+        figure.update_yaxes(title={"text": f"<b>{task}</b>", "standoff": 8, "font": {"size": 13}}, row=row, col=1)
     figure.update_xaxes(title={"text": "τ", **AXIS}, row=len(sweeps))
     figure.update_annotations(font_size=13)
-    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.22 / len(sweeps) - 0.03, "yanchor": "top"}
-    return figure.update_layout(**LAYOUT, height=60 + 230 * len(sweeps), legend=legend)
+    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.3 / len(sweeps), "yanchor": "top"}
+    return figure.update_layout(**LAYOUT, height=80 + 190 * len(sweeps), legend=legend)
 
 
 def _round(values: Tensor) -> list[float]:

@@ -10,7 +10,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
 def defined_in(notebook: str, *names: str, **given: object) -> dict[str, object]:
-    """The functions and classes that a notebook's cells define at top level, executed with nothing else of the notebook.
+    """The functions and classes that a notebook defines at top level, executed with nothing else of the notebook.
 
     Args:
         notebook: file name without folder.
