@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
 from .models import reset_lora
-from .posterior import GaussianPosterior, trainable
+from .posterior import GaussianPosterior, Posterior, put_weights, trainable
 from .prediction import predict, score
 from .presets import hyperparameters
 from .scoring import FORMATS, answer_logits, answer_loss, collate
@@ -28,6 +28,7 @@ from .trainer import IVONTrainer
 __all__ = ["OPTIMIZERS", "Run", "finetune"]
 
 OPTIMIZERS = ("ivon", "adamw")
+SCHEDULES = ("linear", "constant")
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Run:
     Attributes:
         model: the model it was made with; :func:`predict` puts the run's weights into it and takes them out again.
         weights: name → final LoRA weights (IVON: the mean m).
-        posterior: the Gaussian, or None (AdamW).
+        posterior: what to draw from (IVON: the Gaussian), or None (AdamW).
         config: all settings.
         history: one dict per log or evaluation.
         seconds: wall time of training.
@@ -45,7 +46,7 @@ class Run:
 
     model: nn.Module
     weights: dict[str, Tensor]
-    posterior: GaussianPosterior | None
+    posterior: Posterior | None
     config: dict
     history: list[dict] = field(default_factory=list)
     seconds: float = math.nan
@@ -74,13 +75,16 @@ def finetune(
     output_dir=None,
     save_every: int = 0,
     resume: bool = False,
+    start: Mapping[str, Tensor] | None = None,
+    schedule: str = "linear",
+    callbacks: Sequence[TrainerCallback] = (),
     progress: bool = True,
     **settings: float,
 ) -> Run:
     """Finetune a model's LoRA weights on multiple-choice questions with IVON or AdamW.
 
-    LoRA starts afresh from ``seed``, so several runs can use one model after another. The learning rate decays linearly
-    to 0. With the same seed both optimizers see the same questions in the same order.
+    LoRA starts afresh from ``seed``, so several runs can use one model after another. With the same seed both
+    optimizers see the same questions in the same order.
 
     Args:
         model: from :func:`load_model`.
@@ -98,6 +102,9 @@ def finetune(
         output_dir: folder for checkpoints.
         save_every: write a checkpoint every so many steps (0: none).
         resume: continue from the last checkpoint in ``output_dir``.
+        start: begin from these LoRA weights, such as another run's ``weights``, instead of fresh ones.
+        schedule: of the learning rate: ``"linear"`` decays to 0, ``"constant"`` does not.
+        callbacks: more callbacks for the Trainer.
         progress: show progress bars.
         settings: hyperparameters that replace the preset's: ``lr``, and for IVON ``ess, hess_init, beta1, beta2,
             weight_decay, clip_radius, hess_approx, mc_samples, rescale_lr …``.
@@ -106,9 +113,11 @@ def finetune(
         A :class:`Run`.
 
     Raises:
-        ValueError: an unknown option, or one outside its range.
+        ValueError: an unknown option, or one outside its range; ``start`` does not fit the model.
     """
     check_choices(optimizer, format)
+    if schedule not in SCHEDULES:
+        raise ValueError(f"There is no schedule {schedule!r}. Known schedules: {', '.join(SCHEDULES)}.")
     for name, value in {"steps": steps, "batch_size": batch_size, "accumulation": accumulation}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1.")
@@ -130,7 +139,7 @@ def finetune(
             learning_rate=chosen["lr"],
             weight_decay=0.0 if optimizer == "ivon" else chosen["weight_decay"],
             max_grad_norm=0.0 if optimizer == "ivon" else 1.0,
-            lr_scheduler_type="linear",
+            lr_scheduler_type=schedule,
             seed=seed,
             data_seed=seed,
             logging_steps=max(1, min(10, steps // 10)),
@@ -146,13 +155,15 @@ def finetune(
             label_names=["answers"],
         )
         reset_lora(model, seed)
+        if start is not None:
+            put_weights(model, start)
         evaluation = Evaluation(task, format, eval_every, eval_size) if eval_every else None
         trainer = AnswerTrainer(
             model=model,
             args=arguments,
             train_dataset=questions,
             data_collator=lambda batch: collate(batch, model.tokenizer, format),
-            callbacks=[evaluation] if evaluation else None,
+            callbacks=[*([evaluation] if evaluation else []), *callbacks],
             ivon={**chosen, "seed": seed} if optimizer == "ivon" else None,
         )
         trainer.remove_callback(PrinterCallback)
@@ -177,6 +188,8 @@ def finetune(
         "accumulation": accumulation,
         "train_size": len(questions),
         "format": format,
+        "schedule": schedule,
+        "continued": start is not None,
         "settings": chosen,
         "model": getattr(model, "description", {}),
     }

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from ivon_lora_lite import GaussianPosterior, finetune, predict, score
 from ivon_lora_lite import train as train_module
 from ivon_lora_lite.diagnostics import advice
 from ivon_lora_lite.ivon import IVON
+from ivon_lora_lite.posterior import trainable
 from ivon_lora_lite.presets import hyperparameters
 from ivon_lora_lite.tasks import Task
 
@@ -161,3 +163,59 @@ def test_advice_follows_the_heuristics():
     assert "smaller hess_init" in advice({**fine, "variance_drift": 5.0})[0]
     assert "larger ess" in advice({**fine, "noise_to_weight": 10.0})[0]
     assert "3 steps were skipped" in advice({**fine, "skipped_steps": 3.0})[0]
+
+
+# ------------------------------------------------------------------------------------ start, schedule and callbacks
+
+
+@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
+def test_a_run_begins_from_the_weights_it_is_given(tiny_model, task, optimizer):
+    model = tiny_model("llama")
+    first = finetune(model, task, optimizer="adamw", **OPTIONS)
+    kept = {name: w.clone() for name, w in first.weights.items()}
+    still = finetune(model, task, optimizer=optimizer, start=first.weights, lr=0.0, **OPTIONS)
+    fresh = finetune(model, task, optimizer=optimizer, lr=0.0, **OPTIONS)
+    assert torch.equal(flat(still), flat(first)) and not torch.equal(flat(fresh), flat(first))
+    moved = finetune(model, task, optimizer=optimizer, start=first.weights, **OPTIONS)
+    assert not torch.equal(flat(moved), flat(first))
+    assert all(torch.equal(w, kept[name]) for name, w in first.weights.items())  # a copy was trained
+    assert (still.config["continued"], fresh.config["continued"]) == (True, False)
+
+
+def test_a_start_that_does_not_fit_is_refused(tiny_model, task):
+    model = tiny_model("llama")
+    start = {name: p.detach().clone() for name, p in trainable(model).items()}
+    name = next(iter(start))
+    with pytest.raises(ValueError, match="another rank or base model"):
+        finetune(model, task, start={**start, name: torch.zeros(3, 3)}, **OPTIONS)
+    del start[name]
+    with pytest.raises(ValueError, match="which the weights lacks"):
+        finetune(model, task, start=start, **OPTIONS)
+
+
+@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
+def test_the_learning_rate_decays_or_stays(tiny_model, task, optimizer):
+    model, rates = tiny_model("llama"), {}
+    for schedule in ("linear", "constant"):
+        run = finetune(model, task, optimizer=optimizer, schedule=schedule, lr=1e-3, **OPTIONS)
+        rates[schedule] = [r["learning_rate"] for r in run.history if "learning_rate" in r]
+        assert run.config["schedule"] == schedule
+    assert rates["constant"] == [1e-3] * 6
+    assert rates["linear"] == pytest.approx([1e-3 * (6 - i) / 6 for i in range(6)])
+    assert finetune(model, task, optimizer=optimizer, **OPTIONS).config["schedule"] == "linear"
+    with pytest.raises(ValueError, match="no schedule 'cosine'. Known schedules: linear, constant"):
+        finetune(model, task, schedule="cosine", **OPTIONS)
+
+
+def test_callbacks_are_called_beside_the_evaluation(tiny_model, task):
+    class Steps(TrainerCallback):
+        seen = []
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            self.seen.append((state.global_step, set(trainable(model))))
+
+    model = tiny_model("llama")
+    run = finetune(model, task, callbacks=[Steps()], eval_every=3, **OPTIONS)
+    assert Steps.seen == [(step, set(run.weights)) for step in range(1, 7)]
+    assert [r["step"] for r in run.history if "eval_nll" in r] == [3, 6]
+    assert torch.equal(flat(run), flat(finetune(model, task, **OPTIONS)))
