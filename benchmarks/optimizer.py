@@ -3,11 +3,17 @@
     python benchmarks/optimizer.py [--device cuda] [--json FILE]
 
 Shapes are LoRA's on Llama-2-7B: rank 8 on q and v of 32 layers, 128 tensors, 4.2 M parameters. Gradients are given, so
-only the optimizers' own work is timed. Candidates take turns; medians are reported.
+only the optimizers' own work is timed. Candidates take turns; medians over rounds are reported.
+
+Memory may lie well or badly for a whole process, so `--repeats` measures in several fresh processes: the medians over
+them are reported, and the range of each ratio.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -66,32 +72,51 @@ def timed(work, device: str) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--json", type=Path, help="record the result")
-    args = parser.parse_args()
+def measure(device: str, rounds: int) -> dict[str, float]:
+    """Seconds of each candidate, of the random draw alone, and of moving the bytes that must be moved."""
     names = ["IVON", "ivon-opt", "AdamW", "AdamW fused"]
-    steps = {name: candidate(name, args.device) for name in names}
+    steps = {name: candidate(name, device) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
-    for index in range(args.rounds + 5):
+    for index in range(rounds + 5):
         for name in names:
-            took = timed(steps[name], args.device)
+            took = timed(steps[name], device)
             if index >= 5:
                 times[name].append(took)
     floats = sum(a * b for a, b in SHAPES)
     median = {name: statistics.median(values) for name, values in times.items()}
-    noise = torch.empty(floats, device=args.device)
-    median["the random draw alone"] = statistics.median([timed(noise.normal_, args.device) for _ in range(20)])
-    median["bandwidth bound"] = TRAFFIC * floats * 4 / bandwidth(args.device)
-    print(f"{floats:,} parameters in {len(SHAPES)} tensors on {provenance()['device']}")
-    for name, value in median.items():
-        print(f"{name:22} {1e3 * value:8.2f} ms   {value / median['IVON']:5.2f} × IVON")
+    noise = torch.empty(floats, device=device)
+    median["the random draw alone"] = statistics.median([timed(noise.normal_, device) for _ in range(20)])
+    median["bandwidth bound"] = TRAFFIC * floats * 4 / bandwidth(device)
+    return median
+
+
+def in_a_fresh_process(device: str, rounds: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--device", device, "--rounds", str(rounds), "--repeats", "0"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3, help="processes (0: measure in this one and print JSON)")
+    parser.add_argument("--json", type=Path, help="record the result")
+    args = parser.parse_args()
+    if not args.repeats:
+        print(json.dumps(measure(args.device, args.rounds)))
+        return
+    results = [in_a_fresh_process(args.device, args.rounds) for _ in range(args.repeats)]
+    print(f"{sum(a * b for a, b in SHAPES):,} parameters in {len(SHAPES)} tensors on {provenance()['device']}")
+    milliseconds, ratio, span = {}, {}, {}
+    for name in results[0]:
+        ratios = [result[name] / result["IVON"] for result in results]
+        milliseconds[name] = 1e3 * statistics.median(result[name] for result in results)
+        ratio[name], span[name] = statistics.median(ratios), [min(ratios), max(ratios)]
+        few, many = span[name]
+        print(f"{name:22} {milliseconds[name]:8.2f} ms   {ratio[name]:5.2f} × IVON   ({few:.2f} to {many:.2f})")
     if args.json:
-        ratios = {name: value / median["IVON"] for name, value in median.items()}
-        write_json(args.json, {"milliseconds": {k: 1e3 * v for k, v in median.items()}, "ratio_to_ivon": ratios,
-                               "provenance": provenance()})  # fmt: skip
+        facts = {"milliseconds": milliseconds, "ratio_to_ivon": ratio, "range_of_ratio": span}
+        write_json(args.json, facts | {"processes": args.repeats, "rounds": args.rounds, "provenance": provenance()})
 
 
 if __name__ == "__main__":

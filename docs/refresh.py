@@ -40,10 +40,13 @@ def demo_table() -> str:
 def optimizer_table() -> str:
     """The recorded optimizer benchmark as Markdown."""
     record = json.loads((ROOT / "data" / "runs" / "optimizer-cpu.json").read_text())
-    lines = ["| one step's own work | ms | relative to IVON |", "|---|---|---|"]
+    lines = ["| one step's own work | ms | relative to IVON | range |", "|---|---|---|---|"]
     for name, value in record["milliseconds"].items():
-        lines.append(f"| {name} | {value:.1f} | {record['ratio_to_ivon'][name]:.2f} |")
-    return "\n".join([*lines, "", f"Measured on {record['provenance']['device']}, {record['provenance']['date']}."])
+        few, many = record["range_of_ratio"][name]
+        lines.append(f"| {name} | {value:.1f} | {record['ratio_to_ivon'][name]:.2f} | {few:.2f} – {many:.2f} |")
+    made = record["provenance"]
+    how = f"medians over {record['processes']} fresh processes of {record['rounds']} rounds each, and the range of each"
+    return "\n".join([*lines, "", f"Measured on {made['device']}, {made['date']}: {how} ratio."])
 
 
 def readme(text: str) -> str:

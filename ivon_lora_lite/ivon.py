@@ -310,8 +310,8 @@ class IVON(GaussianState):
             torch._foreach_div_(update, torch._foreach_add(h, delta))
         if math.isfinite(group["clip_radius"]):
             bound = debias * group["clip_radius"]
-            torch._foreach_clamp_max_(update, bound)
-            torch._foreach_clamp_min_(update, -bound)
+            for tensor in update:  # usually one flat tensor
+                tensor.clamp_(-bound, bound)
         if keep is not None:
             torch._foreach_mul_(update, keep.to(update[0].dtype))
         lr = group["lr"] * (group["hess_init"] + delta if self.rescale_lr else 1.0)
