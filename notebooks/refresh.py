@@ -1,8 +1,8 @@
 """Run notebooks top to bottom and store their outputs as they are committed: `python notebooks/refresh.py [NAMES]`.
 
-Figures get a PNG of few colours beside their plotly JSON, so that viewers without JavaScript show them. That needs
-kaleido, Pillow and a Chromium (`pip install kaleido pillow`); everything else comes with the extras `notebooks` and
-`test`.
+Figures get a PNG of few colours beside their plotly JSON, so that viewers without JavaScript show them. A widget needs a
+kernel, so the cell that shows it also gets a still of its figures as they are when it appears. That needs kaleido, Pillow
+and a Chromium (`pip install kaleido pillow`); everything else comes with the extras `notebooks` and `test`.
 """
 
 import base64
@@ -18,11 +18,28 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
 PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+FIGURES_OF = """
+def _figures(widget):
+    if hasattr(widget, "to_plotly_json"):
+        return [widget.to_json()]
+    return [figure for child in getattr(widget, "children", ()) for figure in _figures(child)]
+
+print(__import__("json").dumps(_figures(__import__("ipywidgets").widgets.widget._instances[{model!r}])))
+"""
 
 
 def refresh(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": HERE}}).execute()
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": HERE}})
+    with client.setup_kernel():
+        for index, cell in enumerate(list(notebook.cells)):
+            client.execute_cell(cell, index)
+            widgets = [o["data"][WIDGET]["model_id"] for o in cell.get("outputs", []) if WIDGET in o.get("data", {})]
+            for figure in [figure for model in widgets for figure in shown(client, model)]:
+                about = "A still of the figure above: run the notebook to move its controls."
+                still = {"image/png": picture(figure), "text/plain": about}
+                cell.outputs.append(nbformat.v4.new_output("display_data", still))
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
@@ -35,6 +52,15 @@ def refresh(path: Path) -> None:
     notebook.metadata.language_info = {"name": "python"}
     nbformat.write(notebook, path)
     print(f"{path.name}: {path.stat().st_size // 1000} kB")
+
+
+def shown(client: NotebookClient, model: str) -> list:
+    """The figures within a widget, asked from the kernel by a cell that leaves no trace."""
+    question = nbformat.v4.new_code_cell(FIGURES_OF.replace("{model!r}", repr(model)))
+    client.nb.cells.append(question)
+    client.execute_cell(question, len(client.nb.cells) - 1, store_history=False)
+    client.nb.cells.pop()
+    return [pio.from_json(text, skip_invalid=True) for text in json.loads(question.outputs[0].text)]
 
 
 def picture(figure) -> str:
