@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .files import provenance, read_json, write_json
-from .posterior import POSTERIOR_FILE, GaussianPosterior, applied_weights, trainable
+from .posterior import POSTERIOR_FILE, applied_weights, trainable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,6 +87,7 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None) -> Run:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from .baselines import load_posterior
     from .models import DTYPES, LoraSettings, load_model
     from .train import Run
 
@@ -100,7 +101,7 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None) -> Run:
     except SafetensorError as error:
         raise ValueError(f"{folder / ADAPTER} is damaged: {error}") from error
     config = facts["config"]
-    posterior = GaussianPosterior.load(folder) if (folder / POSTERIOR_FILE).exists() else None
+    posterior = load_posterior(folder) if (folder / POSTERIOR_FILE).exists() else None
     if config["optimizer"] == "ivon" and posterior is None:
         raise FileNotFoundError(f"{folder} is an IVON run, but its {POSTERIOR_FILE} is missing.")
     if model is None:

@@ -1,0 +1,18 @@
+"""Table 1 of Cong et al. (2024): methods × tasks × seeds, one folder per cell, resumable.
+
+    python -m ivon_lora_lite table1 --tasks everyday --seeds 21 42 87 --out runs/table1
+
+* `cells.py`: what a cell is, on which other cell it stands, and how each method fills it;
+* `records.py`: a finished cell's folder, checked when it is read;
+* `runner.py`: fills the cells that are missing, in one process, in several, or on a Ray cluster;
+* `layout.py`: means and standard errors over seeds, as Markdown, HTML and LaTeX.
+"""
+
+from __future__ import annotations
+
+from .cells import METHODS, Cell, Settings
+from .layout import Table, paper_table
+from .records import Record, export, load_records
+from .runner import run_table
+
+__all__ = ["METHODS", "Cell", "Record", "Settings", "Table", "export", "load_records", "paper_table", "run_table"]
