@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   python -m ivon_lora_lite finetune --task arc_easy --steps 100     IVON on another task
   python -m ivon_lora_lite finetune --model HuggingFaceTB/SmolLM2-360M --task openbookqa --out outputs/obqa
   python -m ivon_lora_lite evaluate outputs/obqa --samples 10 --tau 0.5
+  python -m ivon_lora_lite table1 --seeds 21 42 --jobs 2            every method of Table 1, resumable
   python -m ivon_lora_lite finetune --model meta-llama/Llama-2-7b-hf --quantize 8bit --format letter \\
       --task winogrande_s --preset paper --steps 10000              the paper's setting, on a GPU
 """
@@ -76,6 +77,34 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--save", type=Path, help="write the logits [S, N, C] to this file")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     p.set_defaults(function=evaluate)
+
+    p = commands.add_parser("table1", parents=[model], help="all methods × tasks × seeds, resumable, as a table")
+    p.add_argument("--tasks", nargs="+", default=["everyday"], help="(default: everyday)")
+    p.add_argument("--methods", nargs="+", help="(default: all; an unknown one makes the command list them)")
+    p.add_argument("--seeds", type=int, nargs="+", default=[21, 42, 87], help="(default: 21 42 87)")
+    p.add_argument("--hub", help="folder laid out like the Hub to read datasets from (default: $IVON_LORA_HUB)")
+    p.add_argument("--preset", default="small", help="small (measured on SmolLM2-135M) or paper (Llama-2-7B)")
+    p.add_argument("--quantize", help="8bit or 4bit, on a GPU")
+    p.add_argument("--rank", type=_positive, default=8, help="LoRA rank (default: 8)")
+    p.add_argument("--steps", type=_positive, default=200, help="optimizer steps (default: 200)")
+    p.add_argument("--batch-size", type=_positive, default=4, help="questions per step (default: 4)")
+    p.add_argument("--train-size", type=_positive, help="use the first so many training questions")
+    p.add_argument("--test-size", type=_positive, help="report on the first so many test questions")
+    p.add_argument("--validation-size", type=_positive, default=100, help="for early stopping and temperature")
+    p.add_argument("--evaluations", type=_positive, default=5, help="on them, along training (default: 5)")
+    p.add_argument("--samples", type=_positive, default=10, help="draws (default: 10)")
+    p.add_argument("--further-steps", type=_positive, default=50, help="of SWA and SWAG (default: 50)")
+    p.add_argument("--collect-every", type=_positive, default=5, help="… which average every so many (default: 5)")
+    p.add_argument("--checkpoint-every", type=_count, default=0, help="steps, to resume within a run (default: never)")
+    p.add_argument("--jobs", type=_positive, default=1, help="processes side by side (default: 1)")
+    p.add_argument("--engine", default="local", help="local, or ray to spread the runs over a cluster")
+    p.add_argument("--no-weights", action="store_true", help="keep weights only where other methods stand on them")
+    p.add_argument("--show", action="store_true", help="make nothing: show the table of what is finished in --out")
+    p.add_argument("--partial", action="store_true", help="show a table although cells are missing")
+    p.add_argument("--compare", choices=["paper"], help="the published figures of Llama-2-7B beside")
+    p.add_argument("--export", type=Path, metavar="FOLDER", help="copy scores and predictions, without weights")
+    p.add_argument("--out", type=Path, default=Path("outputs/table1"), help="(default: outputs/table1)")
+    p.set_defaults(function=table1)
 
     p = commands.add_parser("tasks", help="list the tasks")
     p.set_defaults(function=tasks)
@@ -153,6 +182,28 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f"{task.name}, {how}: {score(predictions)}")
     if args.save:
         print(f"Logits {tuple(predictions.logits.shape)} are in {predictions.save(args.save)}")
+
+
+def table1(args: argparse.Namespace) -> None:
+    from dataclasses import fields
+
+    from .files import write_text
+    from .table1 import METHODS, Settings, Table, export, load_records, paper_table, run_table
+
+    if not args.show:
+        settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
+        run_table(
+            args.out, args.tasks, args.methods or list(METHODS), args.seeds, settings, hub=args.hub, jobs=args.jobs,
+            engine=args.engine, keep_weights=not args.no_weights,
+        )  # fmt: skip
+    table = Table.from_records(load_records(args.out), partial=args.partial)
+    paper = paper_table() if args.compare else None
+    for name, text in (("md", table.markdown(paper)), ("html", table.html(paper)), ("tex", table.latex(paper))):
+        write_text(args.out / f"table.{name}", text + "\n")
+    print(table.markdown(paper))
+    print(f"\nThe table is in {args.out}/table.md, table.html and table.tex.")
+    if args.export:
+        print(f"{export(args.out, args.export)} cells were copied to {args.export}/")
 
 
 def tasks(args: argparse.Namespace) -> None:
