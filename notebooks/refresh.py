@@ -38,7 +38,7 @@ def refresh(path: Path) -> None:
             widgets = [o["data"][WIDGET]["model_id"] for o in cell.get("outputs", []) if WIDGET in o.get("data", {})]
             for figure in [figure for model in widgets for figure in shown(client, model)]:
                 about = "A still of the figure above: run the notebook to move its controls."
-                still = {"image/png": picture(figure), "text/plain": about}
+                still = {"image/png": picture(figure, 640), "text/plain": about}
                 cell.outputs.append(nbformat.v4.new_output("display_data", still))
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -63,13 +63,13 @@ def shown(client: NotebookClient, model: str) -> list:
     return [pio.from_json(text, skip_invalid=True) for text in json.loads(question.outputs[0].text)]
 
 
-def picture(figure) -> str:
-    """A figure as a PNG with 64 colours, a third of the size of one with all."""
+def picture(figure, width: int = 820) -> str:
+    """A figure as a PNG with 48 colours, a third of the size of one with all."""
     from PIL import Image
 
     small = io.BytesIO()
-    image = Image.open(io.BytesIO(figure.to_image("png", width=820, scale=1))).convert("RGB")
-    image.quantize(64).save(small, "PNG", optimize=True)
+    image = Image.open(io.BytesIO(figure.to_image("png", width=width, scale=1))).convert("RGB")
+    image.quantize(48).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 
