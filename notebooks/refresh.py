@@ -1,8 +1,9 @@
 """Run notebooks top to bottom and store their outputs as they are committed: `python notebooks/refresh.py [NAMES]`.
 
-Figures get a PNG of few colours beside their plotly JSON, so that viewers without JavaScript show them. A widget needs a
-kernel, so the cell that shows it also gets a still of its figures as they are when it appears. That needs kaleido, Pillow
-and a Chromium (`pip install kaleido pillow`); everything else comes with the extras `notebooks` and `test`.
+Figures get a PNG of few colours beside their plotly JSON, so that viewers without JavaScript show them. A widget needs
+a kernel, so the cell that shows it also gets a still of its figures (or, if it has none, of its text) as they are when
+it appears. All this needs kaleido, Pillow and a Chromium (`pip install kaleido pillow`); everything else comes with the
+extras `notebooks` and `test`.
 """
 
 import base64
@@ -19,13 +20,17 @@ from nbclient import NotebookClient
 HERE = Path(__file__).resolve().parent
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-FIGURES_OF = """
-def _figures(widget):
-    if hasattr(widget, "to_plotly_json"):
-        return [widget.to_json()]
-    return [figure for child in getattr(widget, "children", ()) for figure in _figures(child)]
+CONTENT_OF = """
+def _within(widget):
+    return [widget] + [inner for child in getattr(widget, "children", ()) for inner in _within(child)]
 
-print(__import__("json").dumps(_figures(__import__("ipywidgets").widgets.widget._instances[{model!r}])))
+def _content(widgets, is_html):
+    figures = [w.to_json() for w in widgets if hasattr(w, "to_plotly_json")]
+    return {"figures": figures, "html": [w.value for w in widgets if is_html(w)]}
+
+print(__import__("json").dumps((lambda ipywidgets: _content(
+    _within(ipywidgets.widgets.widget._instances[MODEL]), lambda w: isinstance(w, ipywidgets.HTML)
+))(__import__("ipywidgets"))))
 """
 
 
@@ -36,10 +41,8 @@ def refresh(path: Path) -> None:
         for index, cell in enumerate(list(notebook.cells)):
             client.execute_cell(cell, index)
             widgets = [o["data"][WIDGET]["model_id"] for o in cell.get("outputs", []) if WIDGET in o.get("data", {})]
-            for figure in [figure for model in widgets for figure in shown(client, model)]:
-                about = "A still of the figure above: run the notebook to move its controls."
-                still = {"image/png": picture(figure, 640), "text/plain": about}
-                cell.outputs.append(nbformat.v4.new_output("display_data", still))
+            for model in widgets:
+                cell.outputs += stills(client, model)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
@@ -54,13 +57,17 @@ def refresh(path: Path) -> None:
     print(f"{path.name}: {path.stat().st_size // 1000} kB")
 
 
-def shown(client: NotebookClient, model: str) -> list:
-    """The figures within a widget, asked from the kernel by a cell that leaves no trace."""
-    question = nbformat.v4.new_code_cell(FIGURES_OF.replace("{model!r}", repr(model)))
+def stills(client: NotebookClient, model: str) -> list:
+    """Outputs that show a widget where there is no kernel; asked from the kernel by a cell that leaves no trace."""
+    question = nbformat.v4.new_code_cell(CONTENT_OF.replace("MODEL", repr(model)))
     client.nb.cells.append(question)
     client.execute_cell(question, len(client.nb.cells) - 1, store_history=False)
     client.nb.cells.pop()
-    return [pio.from_json(text, skip_invalid=True) for text in json.loads(question.outputs[0].text)]
+    content = json.loads(question.outputs[0].text)
+    about = "A still of the widget above: run the notebook to move its controls."
+    figures = [pio.from_json(text, skip_invalid=True) for text in content["figures"]]
+    shown = [{"image/png": picture(figure, 640)} for figure in figures] or [{"text/html": t} for t in content["html"]]
+    return [nbformat.v4.new_output("display_data", {**data, "text/plain": about}) for data in shown]
 
 
 def picture(figure, width: int = 820) -> str:

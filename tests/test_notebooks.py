@@ -62,6 +62,9 @@ def test_cells_are_short_and_figures_have_a_fallback(notebook):
         for output in cell["outputs"]:
             if "application/vnd.plotly.v1+json" in output.get("data", {}):
                 assert "image/png" in output["data"]
+        kinds = [kind for output in cell["outputs"] for kind in output.get("data", {})]
+        if "application/vnd.jupyter.widget-view+json" in kinds:
+            assert {"image/png", "text/html"}.intersection(kinds)  # a still, for readers without a kernel
 
 
 def markdown(content):
