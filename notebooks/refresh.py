@@ -36,7 +36,8 @@ print(__import__("json").dumps((lambda ipywidgets: _content(
 
 def refresh(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": HERE}})
+    resources = {"metadata": {"path": HERE}}
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources, coalesce_streams=True)
     with client.setup_kernel():
         for index, cell in enumerate(list(notebook.cells)):
             client.execute_cell(cell, index)
