@@ -2,15 +2,15 @@
 
     python benchmarks/suggest.py --out data/runs/suggest --hub DIR     # DIR/allenai/ai2_arc; without --hub: the Hub
 
-Part by part (seconds are of two idle CPU cores; all of it together about 45 minutes):
+Part by part (seconds are of two idle CPU cores; all of it together about an hour):
 
 * `cost` (400 s): curves of cost over σ for SmolLM2-135M on `everyday` with LoRA of rank 8, of rank 32 and on all linear
   layers, and on ARC-Easy. The cost at the σ of the preset `small`, tuned on `everyday`, is the *target* of all that
   follows (mean over seeds); the σ with that cost is searched for each of the four.
-* `transfer` (125 s a trial, 9 trials): the same model on ARC-Easy with λ borrowed from `everyday`, with the paper's λ
-  for ARC-Easy, and with the suggested one.
-* `rank` (80 s a trial, 6 trials): `everyday` with LoRA of rank 32, α 64, which is another model to the optimizer: λ
-  borrowed from rank 8, and the suggested one.
+* `transfer` (125 s a trial, 12 trials): the same model on ARC-Easy with λ borrowed from `everyday`, with the paper's λ
+  for ARC-Easy, with the suggested one, and with the borrowed λ but h learned a hundred times faster.
+* `rank` (80 s a trial, 9 trials): `everyday` with LoRA of rank 32, α 64, which is another model to the optimizer: λ
+  borrowed from rank 8, the suggested one, and the borrowed λ but h learned a hundred times faster.
 * `isotropic` (100 s a trial, 9 trials): `everyday` with the preset: h learned as usual; h fixed at h₀ (β₂ → 1); h
   learned a hundred times faster (β₂ = 0.999). Learned variances are also replaced by their mean before predicting.
 
@@ -82,6 +82,8 @@ def trials(args: argparse.Namespace, target: float) -> list[tuple[str, tuple[str
         ("isotropic", home, "fixed", {"beta2": 1 - 1e-12}),
         ("isotropic", home, "fast", {"beta2": 0.999}),
         ("transfer", arc, "paper", {"ess": paper["ess"], "hess_init": paper["hess_init"]}),
+        ("transfer", arc, "fast", {"beta2": 0.999}),
+        ("rank", wide, "fast", {"beta2": 0.999}),
     ]
 
 

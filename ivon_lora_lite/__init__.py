@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .experiment import load_run, save_run
     from .explore import TauExplorer
+    from .gates import GateSettings, add_gates, bit_operations, freeze_gates, gate_loss, gate_parameters, save_gated
     from .ivon import IVON
     from .linearization import Linearized, linearized
     from .metrics import accuracy, brier, ece, nll, reliability
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 _WHERE = {
     "experiment": ("load_run", "save_run"),
     "explore": ("TauExplorer",),
+    "gates": (
+        "GateSettings",
+        "add_gates",
+        "bit_operations",
+        "freeze_gates",
+        "gate_loss",
+        "gate_parameters",
+        "save_gated",
+    ),
     "ivon": ("IVON",),
     "linearization": ("Linearized", "linearized"),
     "metrics": ("accuracy", "brier", "ece", "nll", "reliability"),

@@ -15,8 +15,8 @@ EXAMPLES = """examples:
   python -m ivon_lora_lite finetune --model HuggingFaceTB/SmolLM2-360M --task openbookqa --out outputs/obqa
   python -m ivon_lora_lite evaluate outputs/obqa --samples 10 --tau 0.5
   python -m ivon_lora_lite table1 --seeds 21 42 --jobs 2            every method of Table 1, resumable
-  python -m ivon_lora_lite finetune --model meta-llama/Llama-2-7b-hf --quantize 8bit --format letter \\
-      --task winogrande_s --preset paper --steps 10000              the paper's setting, on a GPU
+  python -m ivon_lora_lite finetune --model meta-llama/Llama-2-7b-hf --quantize 8bit --task winogrande_s \\
+      --preset paper --optimizer ivon                               the paper's setting, on a GPU
 """
 
 
@@ -29,16 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--task", help="one of those that `tasks` lists (default: everyday)", default="everyday")
     data.add_argument("--hub", help="folder laid out like the Hub to read datasets from (default: $IVON_LORA_HUB)")
 
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", default="smollm2-135m", help="embedded default, Hub id, or local folder")
-    model.add_argument("--dtype", default="auto", help="of the frozen base: auto, fp32, bf16, fp16")
-    model.add_argument("--format", default="text", help="text (small models) or letter (the paper's)")
-
-    training = argparse.ArgumentParser(add_help=False)
-    training.add_argument("--steps", type=_positive, default=200, help="optimizer steps (default: 200)")
-    training.add_argument("--batch-size", type=_positive, default=4, help="questions per step (default: 4)")
-    training.add_argument("--seed", type=int, default=21)
-    training.add_argument("--quiet", action="store_true", help="no progress bars")
+    model, training = _model_options(), _training_options()
 
     p = commands.add_parser("demo", parents=[data, model, training], help="AdamW against IVON, with a report")
     p.add_argument("--train-size", type=_positive, default=160, help="training questions (default: 160)")
@@ -51,10 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("outputs/demo"))
     p.set_defaults(function=demo)
 
-    p = commands.add_parser("finetune", parents=[data, model, training], help="finetune and evaluate")
+    own = [data, _model_options(by_preset=True), _training_options(by_preset=True)]
+    p = commands.add_parser("finetune", parents=own, help="finetune and evaluate")
     p.add_argument("--optimizer", default="ivon", help="ivon or adamw")
     p.add_argument("--preset", default="small", help="small (measured on SmolLM2-135M) or paper (Llama-2-7B)")
-    p.add_argument("--quantize", help="8bit or 4bit, on a GPU")
+    p.add_argument("--quantize", help="8bit or 4bit (on a GPU), or bf16")
     p.add_argument("--train-size", type=_positive, help="use the first so many training questions")
     p.add_argument("--test-size", type=_positive, default=500, help="evaluate on so many test questions (default: 500)")
     p.add_argument("--accumulation", type=_positive, default=1, help="forward passes per step")
@@ -62,6 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--ess", type=float, help="IVON's λ, effective sample size (default: the preset's)")
     p.add_argument("--hess-init", type=float, help="IVON's h₀ (default: the preset's)")
     p.add_argument("--rank", type=_positive, default=8, help="LoRA rank (default: 8)")
+    p.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    p.add_argument("--eval-every", type=_count, help="steps between evaluations (default: never; paper: 1000)")
+    p.add_argument("--checkpoint-every", type=_count, help="steps (default: as --eval-every)")
+    p.add_argument("--checkpoints", type=Path, help="folder to continue from (default: beside the folder of --out)")
     p.add_argument("--samples", type=_count, default=10, help="draws for the evaluation with IVON (default: 10)")
     p.add_argument("--out", type=Path, help="folder for adapter and posterior (default: outputs/TASK-OPTIMIZER)")
     p.set_defaults(function=finetune)
@@ -113,6 +109,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _model_options(by_preset: bool = False) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--model", default="smollm2-135m", help="embedded default, Hub id, or local folder")
+    p.add_argument("--dtype", default="auto", help="of the frozen base: auto, fp32, bf16, fp16")
+    default, said = (None, " (default: the preset's)") if by_preset else ("text", "")
+    p.add_argument("--format", default=default, help=f"text (small models) or letter (the paper's){said}")
+    return p
+
+
+def _training_options(by_preset: bool = False) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(add_help=False)
+    steps, said = (None, "the preset's: 200, or the paper's 10000") if by_preset else (200, "200")
+    p.add_argument("--steps", type=_positive, default=steps, help=f"optimizer steps (default: {said})")
+    p.add_argument("--batch-size", type=_positive, default=4, help="questions per step and process (default: 4)")
+    p.add_argument("--seed", type=int, default=21)
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    return p
+
+
 def demo(args: argparse.Namespace) -> None:
     from .demo import METRICS_FILE, run_demo, summarize, table
     from .files import write_json
@@ -140,24 +155,49 @@ def finetune(args: argparse.Namespace) -> None:
     from .experiment import check_free, save_run
     from .models import LoraSettings, load_model
     from .prediction import predict, score
-    from .presets import hyperparameters
+    from .preflight import check_model
+    from .presets import hyperparameters, run_options
     from .tasks import load_task
     from .train import check_choices
     from .train import finetune as run_finetune
 
-    check_choices(args.optimizer, args.format)
+    usual = run_options(args.preset)
+    steps, format = args.steps or usual["steps"], args.format or usual["format"]
+    eval_every = usual["eval_every"] if args.eval_every is None else args.eval_every
+    save_every = eval_every if args.checkpoint_every is None else args.checkpoint_every
+    check_choices(args.optimizer, format)
     hyperparameters(args.optimizer, args.preset, args.task)  # refuse an unknown one before anything is loaded
+    lora = LoraSettings(r=args.rank)
+    check_model(args.model, quantize=args.quantize, dtype=args.dtype, lora=lora)
     out = check_free(args.out or Path("outputs") / f"{args.task}-{args.optimizer}")
     task = load_task(args.task, hub=args.hub)
-    model = load_model(args.model, quantize=args.quantize, dtype=args.dtype, lora=LoraSettings(r=args.rank))
-    print(f"{task} · {args.model} · {args.optimizer}", flush=True)
+    model = load_model(
+        args.model, quantize=args.quantize, dtype=args.dtype, lora=lora,
+        gradient_checkpointing=args.gradient_checkpointing,
+    )  # fmt: skip
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` started
+    if first:
+        print(f"{task} · {args.model} · {args.optimizer}", flush=True)
+    checkpoints = {}
+    if 0 < save_every < steps:
+        folder = args.checkpoints or out.with_name(f"{out.name}-checkpoints")
+        checkpoints = {"output_dir": folder, "save_every": save_every, "resume": True}
+        if first:
+            print(f"Checkpoints go to {folder}/: the same command continues from the last one.", flush=True)
     given = {"lr": args.lr} | ({"ess": args.ess, "hess_init": args.hess_init} if args.optimizer == "ivon" else {})
     run = run_finetune(
-        model, task, optimizer=args.optimizer, steps=args.steps, seed=args.seed, batch_size=args.batch_size,
-        accumulation=args.accumulation, train_size=args.train_size, format=args.format, preset=args.preset,
-        progress=not args.quiet, **{name: value for name, value in given.items() if value is not None},
+        model, task, optimizer=args.optimizer, steps=steps, seed=args.seed, batch_size=args.batch_size,
+        accumulation=args.accumulation, train_size=args.train_size, format=format, preset=args.preset,
+        eval_every=eval_every, progress=first and not args.quiet, **checkpoints,
+        **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip
+    if not first:  # all processes have the same weights: one writes and evaluates
+        return
     save_run(run, out)
+    for record in run.history:
+        if "eval_nll" in record:
+            shown = " · ".join(f"{m.upper()} {record[f'eval_{m}']:.3f}" for m in ("acc", "ece", "nll", "brier"))
+            print(f"validation at step {record['step']}: {shown}")
     questions = task.test[: args.test_size]
     title = "IVON@mean" if args.optimizer == "ivon" else "AdamW"
     print(f"{title}: {score(predict(run, questions, progress=not args.quiet))}", flush=True)

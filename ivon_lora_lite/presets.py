@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PRESETS", "hyperparameters"]
+__all__ = ["PRESETS", "hyperparameters", "run_options"]
 
 _PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False}
 # lowest validation NLL on `everyday` with SmolLM2-135M: data/runs/everyday-search, made by benchmarks/search.py
@@ -16,6 +16,11 @@ _PAPER_TASKS = {
     "arc_challenge": {"ess": 1e6, "hess_init": 1e-3},
     "arc_easy": {"ess": 1e6, "hess_init": 1e-3},
     "openbookqa": {"ess": 1e6, "hess_init": 1e-3},
+}
+# how long, in batches of 4, in which answer format, and how often on validation questions
+_RUNS = {
+    "small": {"steps": 200, "format": "text", "eval_every": 0},
+    "paper": {"steps": 10_000, "format": "letter", "eval_every": 1_000},
 }
 PRESETS = ("small", "paper")
 
@@ -35,3 +40,14 @@ def hyperparameters(optimizer: str, preset: str, task: str) -> dict:
     if task not in _PAPER_TASKS:
         raise ValueError(f"The paper has no settings for {task!r}; it has them for {', '.join(_PAPER_TASKS)}.")
     return _PAPER | _PAPER_TASKS[task]
+
+
+def run_options(preset: str) -> dict:
+    """Steps, answer format and steps between evaluations of a preset.
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"There is no preset {preset!r}. Known presets: {', '.join(PRESETS)}.")
+    return dict(_RUNS[preset])

@@ -1,6 +1,7 @@
-"""Multiple-choice tasks: the paper's six data sets and the embedded one, as plain questions.
+"""Multiple-choice tasks: the paper's six data sets, the embedded one, MMLU and GLUE, as plain questions.
 
-Prompts are those of Laplace-LoRA (Yang et al. 2024), which Cong et al. (2024) use too. Data sets come from the Hugging
+Prompts of the six are those of Laplace-LoRA (Yang et al. 2024), which Cong et al. (2024) use too; GLUE's are questions
+of ours, because a language model has no classifier. Data sets come from the Hugging
 Face Hub, or from a local folder laid out like it (``hub=DIR`` or the variable ``IVON_LORA_HUB``).
 """
 
@@ -67,6 +68,7 @@ class Source:
     convert: Callable[[dict], Question | None]
     test: str  # the split with public labels that results are reported on
     about: str
+    train: str = "train"  # the split to train on
 
 
 def letter_prompt(stem: str, choices: Iterable[str]) -> str:
@@ -84,7 +86,7 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
 
     Args:
         name: one of ``TASKS``: everyday (embedded), arc_easy, arc_challenge, openbookqa, winogrande_s, winogrande_m,
-            boolq.
+            boolq, mmlu, and GLUE's classification tasks as glue/rte, glue/mnli ….
         hub: a folder laid out like the Hub (``DIR/allenai/ai2_arc`` …). Default: the variable ``IVON_LORA_HUB``, else
             the Hub.
 
@@ -101,17 +103,19 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
     hub = hub or os.environ.get("IVON_LORA_HUB")
     rows = _embedded(name) if not source.path else _downloaded(name, source, hub)
     held_out = "" if "validation" in rows and source.test != "validation" else f"every {HELD_OUT}th of train"
-    splits = {"train": "train", "validation": held_out or "validation", "test": source.test}
-    for split in ("train", source.test):
+    splits = {"train": source.train, "validation": held_out or "validation", "test": source.test}
+    for split in (source.train, source.test):
         if split not in rows:
             raise ValueError(f"{name}: the data set has no {split!r} split; it has {', '.join(rows) or 'none'}.")
-    parsed = {split: _questions(name, split, rows[split], source) for split in dict.fromkeys(("train", source.test))}
+    parsed = {
+        split: _questions(name, split, rows[split], source) for split in dict.fromkeys((source.train, source.test))
+    }
     if held_out:
-        train = [q for i, q in enumerate(parsed["train"]) if i % HELD_OUT]
-        validation = parsed["train"][::HELD_OUT]
-        splits["train"] = f"train without {held_out}"
+        train = [q for i, q in enumerate(parsed[source.train]) if i % HELD_OUT]
+        validation = parsed[source.train][::HELD_OUT]
+        splits["train"] = f"{source.train} without {held_out}"
     else:
-        train, validation = parsed["train"], _questions(name, "validation", rows["validation"], source)
+        train, validation = parsed[source.train], _questions(name, "validation", rows["validation"], source)
     task = Task(name, train, validation, parsed[source.test], splits)
     for split in ("train", "validation", "test"):
         if not getattr(task, split):
@@ -179,6 +183,40 @@ def _boolq(row: dict) -> Question:
     return Question(prompt, words, int(row["answer"]), f"{row['passage']}\n{row['question']}?", words)
 
 
+def _mmlu(row: dict) -> Question:
+    choices, answer = tuple(row["choices"]), row["answer"]
+    _check_label(answer, len(choices))
+    return Question(letter_prompt(row["question"], choices), choices, answer, row["question"], tuple("ABCD"))
+
+
+def _glue(question: str, columns: tuple[str, ...], words: tuple[str, ...]) -> Callable[[dict], Question]:
+    """How rows of a GLUE task become a question with one word per label."""
+
+    def convert(row: dict) -> Question:
+        _check_label(row["label"], len(words))
+        stem = question.format(*(row[column].strip() for column in columns))
+        return Question(f"{stem} Answer:", words, row["label"], stem, words, f"{row['idx']}")
+
+    return convert
+
+
+def _check_label(label: object, count: int) -> None:
+    if not (isinstance(label, int) and 0 <= label < count):  # -1 marks a hidden label
+        raise ValueError(f"the label is {label!r}, expected a number from 0 to {count - 1}")
+
+
+# the words stand in the order of the labels; STS-B is left out because it is a regression
+_GLUE = {
+    "cola": ("Is this an acceptable English sentence? {}", ("sentence",), ("no", "yes")),
+    "sst2": ("Is this review negative or positive? {}", ("sentence",), ("negative", "positive")),
+    "mrpc": ("Do these sentences say the same? {} {}", ("sentence1", "sentence2"), ("no", "yes")),
+    "qqp": ("Do these questions ask the same? {} {}", ("question1", "question2"), ("no", "yes")),
+    "mnli": ("{} Is it true that: {}", ("premise", "hypothesis"), ("yes", "maybe", "no")),
+    "qnli": ("Does the sentence answer the question? {} {}", ("question", "sentence"), ("yes", "no")),
+    "rte": ("{} Does it follow that: {}", ("sentence1", "sentence2"), ("yes", "no")),
+    "wnli": ("{} Does it follow that: {}", ("sentence1", "sentence2"), ("no", "yes")),
+}
+
 _ARC = ("id", "question", "choices", "answerKey")
 TASKS: dict[str, Source] = {
     "everyday": Source("", None, _ARC, _arc, "test", "everyday knowledge, embedded in this package"),
@@ -206,6 +244,26 @@ TASKS: dict[str, Source] = {
     "boolq": Source(
         "google/boolq", None, ("question", "passage", "answer"), _boolq, "validation", "yes/no questions on a passage"
     ),
+    "mmlu": Source(
+        "cais/mmlu",
+        "all",
+        ("question", "choices", "answer"),
+        _mmlu,
+        "test",
+        "exam questions of 57 subjects",
+        train="auxiliary_train",
+    ),
+    **{
+        f"glue/{name}": Source(
+            "nyu-mll/glue",
+            name,
+            (*columns, "label", "idx"),
+            _glue(question, columns, words),
+            "validation_matched" if name == "mnli" else "validation",  # its test split has no labels
+            f"{name.upper()} of GLUE, as a question",
+        )
+        for name, (question, columns, words) in _GLUE.items()
+    },
 }
 
 

@@ -11,12 +11,18 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
+from .checkpoints import last_checkpoint, remember
+from .files import read_json, write_json
+from .gates.decisions import Decisions, GatedPosterior
+from .gates.training import GateSettings, gated
 from .models import reset_lora
 from .posterior import GaussianPosterior, Posterior, put_weights, trainable
 from .prediction import predict, score
@@ -29,6 +35,7 @@ __all__ = ["OPTIMIZERS", "Run", "finetune"]
 
 OPTIMIZERS = ("ivon", "adamw")
 SCHEDULES = ("linear", "constant")
+EVALUATIONS = "evaluations.json"
 
 
 @dataclass
@@ -42,6 +49,7 @@ class Run:
         config: all settings.
         history: one dict per log or evaluation.
         seconds: wall time of training.
+        gates: what gates decided, if it was trained with them; ``weights`` and draws are gated already.
     """
 
     model: nn.Module
@@ -50,6 +58,7 @@ class Run:
     config: dict
     history: list[dict] = field(default_factory=list)
     seconds: float = math.nan
+    gates: Decisions | None = None
 
     def save(self, folder):
         """Write a PEFT adapter, ``posterior.safetensors`` and ``run.json``; see :mod:`ivon_lora_lite.experiment`."""
@@ -77,6 +86,8 @@ def finetune(
     resume: bool = False,
     start: Mapping[str, Tensor] | None = None,
     schedule: str = "linear",
+    gates: bool | GateSettings = False,
+    gate_prior: float | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = True,
     **settings: float,
@@ -101,9 +112,13 @@ def finetune(
         eval_size: … on so many questions.
         output_dir: folder for checkpoints.
         save_every: write a checkpoint every so many steps (0: none).
-        resume: continue from the last checkpoint in ``output_dir``.
+        resume: continue from the last whole checkpoint in ``output_dir``; start afresh if there is none.
         start: begin from these LoRA weights, such as another run's ``weights``, instead of fresh ones.
         schedule: of the learning rate: ``"linear"`` decays to 0, ``"constant"`` does not.
+        gates: learn ranks and bit widths (B-LoRA, :mod:`ivon_lora_lite.gates`): True, or settings. Gates are trained by
+            an Adam of their own. With IVON the Gaussian is over the weights before the gates, and draws go through
+            them.
+        gate_prior: μ, in nats, instead of the settings' own.
         callbacks: more callbacks for the Trainer.
         progress: show progress bars.
         settings: hyperparameters that replace the preset's: ``lr``, and for IVON ``ess, hess_init, beta1, beta2,
@@ -113,7 +128,8 @@ def finetune(
         A :class:`Run`.
 
     Raises:
-        ValueError: an unknown option, or one outside its range; ``start`` does not fit the model.
+        ValueError: an unknown option, or one outside its range; ``start`` does not fit the model; the checkpoints in
+            ``output_dir`` are of a run with other settings.
     """
     check_choices(optimizer, format)
     if schedule not in SCHEDULES:
@@ -126,11 +142,31 @@ def finetune(
     if not questions:
         raise ValueError("There are no training questions.")
     chosen = hyperparameters(optimizer, preset, name) | settings
+    gate_settings = gate_options(gates, gate_prior)
+    if gate_settings and (save_every or resume):
+        raise ValueError("Runs with gates write no checkpoints: leave save_every and resume out.")
+    config = {
+        "task": name,
+        "optimizer": optimizer,
+        "steps": steps,
+        "seed": seed,
+        "batch_size": batch_size,
+        "accumulation": accumulation,
+        "train_size": len(questions),
+        "format": format,
+        "schedule": schedule,
+        "continued": start is not None,
+        "settings": chosen,
+        "model": getattr(model, "description", {}),
+    }
     with ExitStack() as stack:
         if output_dir is None:
             if save_every or resume:
                 raise ValueError("Checkpoints need a folder: give output_dir.")
             output_dir = stack.enter_context(tempfile.TemporaryDirectory())
+        last = last_checkpoint(output_dir, config) if resume else None
+        if save_every:
+            remember(output_dir, config)
         arguments = TrainingArguments(
             output_dir=str(output_dir),
             max_steps=steps,
@@ -151,19 +187,22 @@ def finetune(
             remove_unused_columns=False,
             disable_tqdm=not progress,
             use_cpu=model.device.type == "cpu",
+            # fp16 loses small gradients without a scale of the loss; bf16 and fp32 do not
+            fp16=model.device.type == "cuda" and config["model"].get("dtype") == "float16",
             dataloader_pin_memory=model.device.type == "cuda",
             label_names=["answers"],
         )
         reset_lora(model, seed)
         if start is not None:
             put_weights(model, start)
+        gating = stack.enter_context(gated(model, gate_settings, seed)) if gate_settings else None
         evaluation = Evaluation(task, format, eval_every, eval_size) if eval_every else None
         trainer = AnswerTrainer(
             model=model,
             args=arguments,
             train_dataset=questions,
             data_collator=lambda batch: collate(batch, model.tokenizer, format),
-            callbacks=[*([evaluation] if evaluation else []), *callbacks],
+            callbacks=[*(c for c in (gating, evaluation) if c), *callbacks],
             ivon={**chosen, "seed": seed} if optimizer == "ivon" else None,
         )
         trainer.remove_callback(PrinterCallback)
@@ -171,7 +210,7 @@ def finetune(
             trainer.add_callback(Bar)
         started = time.perf_counter()
         try:
-            trainer.train(resume_from_checkpoint=resume or None)
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             model.eval()
         seconds = time.perf_counter() - started
@@ -179,22 +218,25 @@ def finetune(
     posterior = None
     if optimizer == "ivon":
         posterior = GaussianPosterior.from_optimizer(trainer.ivon_optimizer, model, task=name, seed=seed)
-    config = {
-        "task": name,
-        "optimizer": optimizer,
-        "steps": steps,
-        "seed": seed,
-        "batch_size": batch_size,
-        "accumulation": accumulation,
-        "train_size": len(questions),
-        "format": format,
-        "schedule": schedule,
-        "continued": start is not None,
-        "settings": chosen,
-        "model": getattr(model, "description", {}),
-    }
     weights = {key: p.detach().float().cpu().clone() for key, p in trainable(model).items()}
-    return Run(model, weights, posterior, config, history, seconds)
+    if gating is None:
+        return Run(model, weights, posterior, config, history, seconds)
+    decisions = gating.decisions
+    config["gates"] = {**asdict(gate_settings), "decided": decisions.facts()}
+    history = sorted([*history, *gating.history], key=lambda r: r["step"])
+    if posterior is not None:
+        posterior = GatedPosterior(posterior, decisions)
+    return Run(model, decisions.apply(weights), posterior, config, history, seconds, decisions)
+
+
+def gate_options(gates: bool | GateSettings, prior: float | None) -> GateSettings | None:
+    """The settings that ``gates`` and ``gate_prior`` stand for; None without gates."""
+    if not gates:
+        if prior is not None:
+            raise ValueError("gate_prior needs gates=True.")
+        return None
+    settings = GateSettings() if gates is True else gates
+    return settings if prior is None else replace(settings, prior=prior)
 
 
 def check_choices(optimizer: str, format: str) -> None:
@@ -209,7 +251,10 @@ class AnswerTrainer(IVONTrainer):
     """Trainer whose loss is the cross-entropy of answer logits."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        logits = answer_logits(model, inputs)
+        if not hasattr(model, "config"):  # DistributedDataParallel hides it
+            model.config = self.model.config
+        with parametrize.cached():  # PEFT asks for every weight twice; gates, if there are any, act once
+            logits = answer_logits(model, inputs)
         loss = answer_loss(logits, inputs["answers"])
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -231,6 +276,13 @@ class Evaluation(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
+        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / EVALUATIONS
+        if state.global_step and file.is_file():  # a resumed run keeps what was evaluated before
+            self.history = read_json(file)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / EVALUATIONS, self.history)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:

@@ -354,6 +354,7 @@ def test_differences_to_adamw_say_whether_they_improve():
     assert "<span class='better'>(+2.3)</span> 52.3" in table.html()
     assert "<span class='worse'>(+0.100)</span> 1.100<sub>0.020</sub>" in table.html()
     assert r"\textcolor{red}{(+0.100)} $1.100_{0.020}$" in table.latex()
+    assert "| IVON | **(+2.3)** 52.3 | – | (+0.100) 1.100 ± 0.020 | – |" in table.compact()
     assert r"ACC (\%) $\uparrow$ & AdamW & $50.0_{1.2}$ \\" in table.latex()
 
 

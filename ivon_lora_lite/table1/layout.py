@@ -123,6 +123,15 @@ class Table:
                 lines.append(f"| {TITLES[metric] if k == 0 else ''} | {name} | {' | '.join(texts)} |")
         return "\n".join([*lines, *(["", *(f"Missing: {m}" for m in self.missing)] if self.missing else [])])
 
+    def compact(self, task: str | None = None) -> str:
+        """One task (default: the average, or the only task) as Markdown: methods × metrics."""
+        task = task or self.columns[-1]
+        lines = [f"| {task} | {' | '.join(TITLES[m] for m in METRICS)} |", "|---|---|---|---|---|"]
+        for method in self.methods:
+            cells = [_markdown_cell(*self.cell(metric, method, task)) for metric in METRICS]
+            lines.append(f"| {NAMES[method]} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
     def html(self, paper: Table | None = None) -> str:
         """A ``<table>`` with colours: blue where IVON improves on AdamW, red where it does not."""
         head = "".join(f"<th>{html.escape(c)}</th>" for c in self.columns)

@@ -1,0 +1,156 @@
+"""What the gates decided: ranks, bit widths and ranges, to be applied to any weights, and to be saved.
+
+Nothing here is random or trained any more, and the model needs no gates: ``decisions.apply(weights)`` gives ordinary
+LoRA weights, on their grids and with zeros for the directions that are off.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..files import write_json, write_tensors
+from ..posterior import GaussianPosterior, Posterior, read_posterior, write_posterior
+from .layers import PREFIX
+from .quantizer import quantize
+
+__all__ = ["DECISIONS_FILE", "Decisions", "GatedPosterior", "LayerDecision"]
+
+DECISIONS_FILE = "gates.json"
+FORMAT = "ivon_lora_lite.GatedPosterior/1"
+
+
+@dataclass(frozen=True)
+class LayerDecision:
+    """Rank of a layer, and bit width and half range a of its A and B (None: not quantised)."""
+
+    rank: int
+    bits_a: int | None = None
+    bits_b: int | None = None
+    range_a: float | None = None
+    range_b: float | None = None
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions for all layers of a model.
+
+    Attributes:
+        layers: the base model's name of the layer → its decision.
+    """
+
+    layers: Mapping[str, LayerDecision]
+
+    def apply(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Quantise named LoRA weights and set the directions that are off to 0; shapes stay.
+
+        Args:
+            weights: with the names of :func:`ivon_lora_lite.posterior.trainable`. Others than LoRA's pass through.
+        """
+        out = dict(weights)
+        for name, own in self.layers.items():
+            a, b = f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
+            for key, bits, half_range in ((a, own.bits_a, own.range_a), (b, own.bits_b, own.range_b)):
+                if bits is not None:
+                    out[key] = quantize(out[key], out[key].new_tensor(half_range), bits=bits)
+            out[a] = torch.cat([out[a][: own.rank], torch.zeros_like(out[a][own.rank :])])
+            out[b] = torch.cat([out[b][:, : own.rank], torch.zeros_like(out[b][:, own.rank :])], 1)
+        return out
+
+    def facts(self) -> dict[str, dict]:
+        """The same as JSON-able numbers."""
+        return {name: asdict(own) for name, own in self.layers.items()}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Mapping]) -> Decisions:
+        return cls({name: LayerDecision(**own) for name, own in facts.items()})
+
+    def save_adapter(self, model: nn.Module, weights: Mapping[str, Tensor], folder: str | os.PathLike) -> Path:
+        """Write an adapter of the learned ranks that plain PEFT loads, and ``gates.json`` with widths and ranges.
+
+        A and B are cut to their rank (``rank_pattern``; ``alpha_pattern`` keeps the scale α/r of the training), layers
+        of rank 0 are left out, and the numbers are on their grids, stored as fp32. The widths are in a file of their
+        own because PEFT warns of entries in ``adapter_config.json`` that it does not know.
+
+        Args:
+            model: the PEFT model that the weights belong to, without gates.
+            weights: name → tensor, with the names of :func:`ivon_lora_lite.posterior.trainable`.
+            folder: where to.
+
+        Raises:
+            ValueError: every layer has rank 0, so nothing is left to save.
+        """
+        kept = {name: own for name, own in self.layers.items() if own.rank}
+        if not kept:
+            raise ValueError("All layers have rank 0: nothing is left to save. Use a weaker prior.")
+        gated, tensors = self.apply(weights), {}
+        for name, own in kept.items():
+            a, b = f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
+            tensors |= {a: gated[a][: own.rank], b: gated[b][:, : own.rank]}
+        config = copy.deepcopy(model.peft_config[model.active_adapter])
+        scale = config.lora_alpha / config.r
+        config.r, config.inference_mode = max(own.rank for own in kept.values()), True
+        config.lora_alpha = scale * config.r
+        config.target_modules = set(kept)
+        config.rank_pattern = {name: own.rank for name, own in kept.items() if own.rank != config.r}
+        config.alpha_pattern = {name: scale * rank for name, rank in config.rank_pattern.items()}
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / "adapter_model.safetensors", "pt", tensors, {})
+        write_json(folder / DECISIONS_FILE, self.facts())
+        config.save_pretrained(folder)
+        return folder
+
+
+class GatedPosterior(Posterior):
+    """Draws from a posterior over ungated weights, each put through rank and bit decisions.
+
+    IVON's Gaussian is over the weights *before* the gates. What the model uses is its image: a distribution on the grid
+    points of the quantiser. So a draw is gate(m + σε), and ``mean`` is gate(m), not the mean of the draws.
+
+    Attributes:
+        base: the posterior over the ungated weights.
+        decisions: what the gates decided.
+    """
+
+    def __init__(self, base: GaussianPosterior, decisions: Decisions):
+        self.base, self.decisions = base, decisions
+
+    @cached_property
+    def mean(self) -> dict[str, Tensor]:
+        return self.decisions.apply(self.base.mean)
+
+    @property
+    def metadata(self) -> Mapping[str, object]:
+        return self.base.metadata
+
+    def sample(self, seed: int, tau: float = 1.0) -> dict[str, Tensor]:
+        """The base's draw, gated."""
+        return self.decisions.apply(self.base.sample(seed, tau))
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write ``posterior.safetensors``: the Gaussian, with the decisions in its header."""
+        parts = {"mean": self.base.mean, "variance": self.base.variance}
+        return write_posterior(folder, FORMAT, parts, {**self.base.metadata, "gates": self.decisions.facts()})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> GatedPosterior:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged or of another format.
+        """
+
+        def build(mean, variance, facts):
+            decisions = Decisions.from_facts(facts.pop("gates"))
+            return cls(GaussianPosterior(mean, variance, facts), decisions)
+
+        return read_posterior(folder, FORMAT, ("mean", "variance"), build)

@@ -1,0 +1,97 @@
+"""Gates in ``transformers.Trainer``: drawn per forward pass, trained by an Adam of their own, frozen near the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from .attach import LR, RANGE_LR, START, Gates, add_gates, remove_gates
+from .decisions import Decisions
+
+__all__ = ["GateSettings", "GateTraining", "gated"]
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """How gates are trained.
+
+    Attributes:
+        prior: μ in nats, see :func:`add_gates`.
+        bits: learn bit widths.
+        rank: learn ranks.
+        lr: Adam's learning rate of φ, constant.
+        range_lr: … of the ranges' ρ.
+        start: φ at the start.
+        freeze: the share of the steps after which decisions replace draws; the weights get used to them in the rest.
+    """
+
+    prior: float = 0.1
+    bits: bool = True
+    rank: bool = True
+    lr: float = LR
+    range_lr: float = RANGE_LR
+    start: float = START
+    freeze: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.freeze <= 1:
+            raise ValueError(f"freeze is {self.freeze}; expected a share of the steps between 0 and 1.")
+
+
+@dataclass
+class GateTraining(TrainerCallback):
+    """Steps the gates beside the Trainer's optimizer, and logs what they are expected to become.
+
+    The gates' gradients of the cross-entropy come from the Trainer's backward passes (with IVON: at the draw); those of
+    the penalty are added here, so the logged loss stays the cross-entropy.
+
+    Attributes:
+        history: one dict per log: expected rank, bits and share of the bit operations, over all and per layer.
+        decisions: what was decided; set when the gates come off.
+    """
+
+    gates: Gates
+    settings: GateSettings
+    history: list[dict] = field(default_factory=list)
+    decisions: Decisions | None = None
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.Adam(self.gates.parameter_groups(self.settings.lr, self.settings.range_lr))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step >= self.settings.freeze * state.max_steps:
+            self.gates.freeze()
+        else:
+            self.gates.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in (logs or {}):
+            return
+        with torch.no_grad():
+            layers = {
+                n: [round(float(x), 3) for x in g.expected()] for n, g in zip(self.gates.names, self.gates.layers)
+            }
+            share = float(self.gates.expected_share())
+        rank, bits_a, bits_b = (sum(column) / len(layers) for column in zip(*layers.values()))
+        now = {"gate_rank": rank, "gate_bits": (bits_a + bits_b) / 2, "gate_share": share, "gate_layers": layers}
+        self.history.append({"step": state.global_step, **now})
+
+
+@contextmanager
+def gated(model: nn.Module, settings: GateSettings, seed: int) -> Iterator[GateTraining]:
+    """Within the context the model has gates; it yields the callback that trains them, and leaves ungated weights."""
+    gates = add_gates(
+        model, bits=settings.bits, rank=settings.rank, prior=settings.prior, start=settings.start, seed=seed
+    )
+    training = GateTraining(gates, settings)
+    try:
+        yield training
+    finally:
+        training.decisions = remove_gates(model)
