@@ -374,3 +374,13 @@ def test_decisions_of_layers_that_are_not_lora_pass_through():
     out = Decisions({"x": LayerDecision(rank=1)}).apply(weights | other)
     assert torch.equal(out["head.weight"], other["head.weight"])
     assert out["base_model.model.x.lora_A.weight"].sum() == 3 and out["base_model.model.x.lora_B.weight"].sum() == 3
+
+
+def test_a_gated_run_is_saved_and_loaded_with_its_posterior(tiny_model, questions, tmp_path):
+    model = tiny_model(seed=1)
+    run = finetune(model, questions, steps=4, gates=True, progress=False)
+    again = load_run(run.save(tmp_path / "run"), model)
+    assert isinstance(again.posterior, GatedPosterior)
+    draws = run.posterior.sample(3), again.posterior.sample(3)
+    assert all(torch.equal(w, draws[1][name]) for name, w in draws[0].items())
+    assert all(torch.equal(w, again.weights[name]) for name, w in run.weights.items())

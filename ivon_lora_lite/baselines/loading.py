@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from .. import posterior
-from ..posterior import GaussianPosterior, posterior_format
+from ..gates import decisions
+from ..gates.decisions import GatedPosterior
+from ..posterior import GaussianPosterior, Posterior, posterior_format
 from . import kronecker, low_rank
 from .kronecker import KroneckerPosterior
 from .low_rank import LowRankPosterior
@@ -16,10 +18,11 @@ KINDS = {
     posterior.FORMAT: GaussianPosterior,
     low_rank.FORMAT: LowRankPosterior,
     kronecker.FORMAT: KroneckerPosterior,
+    decisions.FORMAT: GatedPosterior,
 }
 
 
-def load_posterior(folder: str | os.PathLike) -> GaussianPosterior | LowRankPosterior | KroneckerPosterior:
+def load_posterior(folder: str | os.PathLike) -> Posterior:
     """Read ``posterior.safetensors`` from a folder (or the file itself), whichever kind it is.
 
     Raises:
