@@ -88,6 +88,7 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None) -> Run:
     from safetensors.torch import load_file
 
     from .baselines import load_posterior
+    from .gates import Decisions
     from .models import DTYPES, LoraSettings, load_model
     from .train import Run
 
@@ -120,7 +121,8 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None) -> Run:
                 f"The run in {folder} does not fit this model: {wrong[0]} has shape {shapes.get(wrong[0])}, the model "
                 f"wants {wanted.get(wrong[0])}."
             )
-    return Run(model, weights, posterior, config, facts["history"], facts["seconds"])
+    gates = Decisions.from_facts(config["gates"]["decided"]) if "gates" in config else None
+    return Run(model, weights, posterior, config, facts["history"], facts["seconds"], gates)
 
 
 def _facts(folder: Path) -> dict:

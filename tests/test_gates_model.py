@@ -380,7 +380,7 @@ def test_a_gated_run_is_saved_and_loaded_with_its_posterior(tiny_model, question
     model = tiny_model(seed=1)
     run = finetune(model, questions, steps=4, gates=True, progress=False)
     again = load_run(run.save(tmp_path / "run"), model)
-    assert isinstance(again.posterior, GatedPosterior)
+    assert isinstance(again.posterior, GatedPosterior) and again.gates == run.gates
     draws = run.posterior.sample(3), again.posterior.sample(3)
     assert all(torch.equal(w, draws[1][name]) for name, w in draws[0].items())
     assert all(torch.equal(w, again.weights[name]) for name, w in run.weights.items())
