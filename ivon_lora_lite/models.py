@@ -268,16 +268,19 @@ def _native_dtype(device: str) -> torch.dtype:
 def _quiet():
     """No progress bars and remarks of transformers and PEFT while loading."""
     import transformers
+    from transformers import modeling_gguf_pytorch_utils as reader
 
     level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    bar = getattr(reader, "tqdm", None)  # the GGUF reader's bar obeys no switch
+    reader.tqdm = lambda items, **options: items
     try:
-        # the GGUF reader's bar obeys no switch
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        reader.tqdm = bar
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()
