@@ -116,7 +116,7 @@ def test_what_the_wheel_includes_by_force_is_there_and_where_the_package_looks()
     for source, target in included.items():
         assert (ROOT / source).is_file()
         assert target == f"ivon_lora_lite/{source}"  # tasks.py looks into data/ of the package first
-    assert {Path(source).stem for source in included} == {"train", "validation", "test"}
+    assert {Path(source).stem for source in included} == {"train", "validation", "test", "table1"}
 
 
 def test_the_command_that_is_installed_is_the_module():
