@@ -1,4 +1,4 @@
-"""Fill README's table and picture from data/: `python docs/refresh.py` (the picture needs kaleido and a Chromium)."""
+"""Fill README's tables and picture from data/: `python docs/refresh.py` (the picture needs kaleido and a Chromium)."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "runs" / "everyday-demo"
 SWEEPS = ROOT / "data" / "runs" / "sweeps"
+TABLE1 = ROOT / "data" / "runs" / "table1"
 MARKS = "<!-- {} table, made by docs/refresh.py -->", "<!-- end of {} table -->"
 METRICS = ("acc", "ece", "nll", "brier")
 
@@ -49,9 +50,32 @@ def optimizer_table() -> str:
     return "\n".join([*lines, "", f"Measured on {made['device']}, {made['date']}: {how} ratio."])
 
 
+def methods_table() -> str:
+    """Table 1 at small scale: the average over tasks (or the only task), from the recorded cells."""
+    from ivon_lora_lite.table1 import Table, load_records
+
+    records = load_records(TABLE1)
+    table, config = Table.from_records(records), records[0].config
+    hours = sum(r.content["seconds"]["all"] for r in records) / 3600
+    seeds = sorted({seed for r in records for seed in r.cell.seeds})
+    flags = ("train_size", "test_size", "validation_size", "evaluations", "samples", "further_steps", "collect_every")
+    command = " ".join(f"--{name.replace('_', '-')} {config[name]}" for name in flags)
+    made = records[-1].content["provenance"]
+    facts = (
+        f"{config['model']} ({config['format']} format), {config['train_size']} training questions of "
+        f"{', '.join(f'`{task}`' for task in table.tasks)}, {config['steps']} steps of {config['batch_size']}, "
+        f"{config['test_size']} test questions; mean ± standard error over seeds {', '.join(map(str, seeds))} (one "
+        f"ensemble of all); in brackets the difference to AdamW, bold where it is an improvement; {hours:.1f} process "
+        f"hours on a busy machine ({made['device']} each, two side by side), {made['date']}. Command: "
+        f"`python -m ivon_lora_lite table1 --tasks {' '.join(table.tasks)} {command} --no-weights --jobs 2`; "
+        "`--show --out data/runs/table1` makes the table again from the recorded predictions."
+    )
+    return f"{table.compact()}\n\n{facts}"
+
+
 def readme(text: str) -> str:
     """README with the tables between their marks replaced."""
-    for name, table in (("demo", demo_table), ("optimizer", optimizer_table)):
+    for name, table in (("demo", demo_table), ("methods", methods_table), ("optimizer", optimizer_table)):
         begin, end = (mark.format(name) for mark in MARKS)
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
