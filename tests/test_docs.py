@@ -87,7 +87,7 @@ def test_what_the_readme_says_of_the_longer_runs_is_what_was_recorded():
 
 
 def test_what_the_readme_says_of_the_recorded_table_is_what_it_says():
-    """IVON's draws: lowest ECE, accuracy a point lower. Temperature: lowest NLL, higher ECE. Laplace: far too unsure."""
+    """IVON's draws: lowest ECE, accuracy a point lower. Temperature: lowest NLL, higher ECE. Laplace: too unsure."""
     from ivon_lora_lite.table1 import METHODS, Table, load_records
 
     table = Table.from_records(load_records(RUNS / "table1"))
