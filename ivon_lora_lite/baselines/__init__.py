@@ -17,8 +17,9 @@ The paper does not publish its settings of Laplace, SWA and SWAG, so the default
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from .._lazy import lazy
 
 if TYPE_CHECKING:
     from .deep_ensemble import ensemble
@@ -55,15 +56,4 @@ _WHERE = {
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(["METHODS", *_MODULE])
-
-
-def __getattr__(name: str):  # loaded when first used: METHODS alone needs neither torch nor transformers
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULE[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy(globals(), _MODULE)
