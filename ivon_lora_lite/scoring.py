@@ -181,7 +181,8 @@ def block_mask(block: Tensor, sees: Tensor) -> Tensor:
 
 def _text_logits(model: nn.Module, batch: Batch, copies: int) -> Tensor:
     mask = block_mask(batch["block"], batch["sees"])
-    if model.config._attn_implementation == "eager":  # it adds the mask instead of selecting by it
+    config = getattr(model, "module", model).config  # DistributedDataParallel hides it
+    if config._attn_implementation == "eager":  # it adds the mask instead of selecting by it
         dtype = torch.get_autocast_dtype(model.device.type) if torch.is_autocast_enabled() else model.dtype
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
     out = model(

@@ -251,8 +251,6 @@ class AnswerTrainer(IVONTrainer):
     """Trainer whose loss is the cross-entropy of answer logits."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not hasattr(model, "config"):  # DistributedDataParallel hides it
-            model.config = self.model.config
         with parametrize.cached():  # PEFT asks for every weight twice; gates, if there are any, act once
             logits = answer_logits(model, inputs)
         loss = answer_loss(logits, inputs["answers"])
