@@ -183,8 +183,7 @@ def _trained(context: Context, cell: Cell, folder: Path) -> Made:
     options = {}
     if s.checkpoint_every:
         checkpoints = context.out / ".checkpoints" / cell.task / cell.method / f"seed{cell.seed}"
-        options = {"output_dir": checkpoints, "save_every": s.checkpoint_every}
-        options["resume"] = any(checkpoints.glob("checkpoint-*"))
+        options = {"output_dir": checkpoints, "save_every": s.checkpoint_every, "resume": True}
     run = finetune(
         context.model, context.task, optimizer=cell.method, steps=s.steps, seed=cell.seed, batch_size=s.batch_size,
         train_size=s.train_size, format=s.format, preset=s.preset, callbacks=[best], progress=context.progress,
