@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ivon_lora_lite import IVON, Suggestion, finetune, lora_parameters, predict, suggest_hyperparameters
+from ivon_lora_lite.cost_of_noise import CLOSE, choose_sigma, noise_cost
 from ivon_lora_lite.files import read_json
 from ivon_lora_lite.models import reset_lora
 from ivon_lora_lite.scoring import answer_logits, collate
-from ivon_lora_lite.suggest import CLOSE, TARGET, choose_sigma, noise_cost, prediction_shift
+from ivon_lora_lite.suggest import TARGET, prediction_shift
 from ivon_lora_lite.tasks import Task
 
 CURVATURES = torch.tensor([0.5, 2.0, 4.0, 8.0])
