@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from ivon_lora_lite import finetune, load_task
 from ivon_lora_lite.__main__ import main
 from ivon_lora_lite.posterior import trainable
+from ivon_lora_lite.prediction import Predictions, score
 from ivon_lora_lite.presets import hyperparameters
 from ivon_lora_lite.table1 import METHODS, Cell, Settings, Table, load_records, paper_table, run_table
 from ivon_lora_lite.table1.early_stopping import BEST, KeepBest
@@ -245,8 +246,6 @@ def test_other_settings_need_another_folder(copy, tiny_folder, capsys):
 
 
 def test_runs_of_different_models_do_not_share_a_table(copy):
-    from ivon_lora_lite.prediction import Predictions
-
     folder = copy / "everyday" / "swag" / "seed42"
     edit(folder, lambda content: content["config"].update(model="another"))
     was = Predictions.load(folder / "predictions.safetensors")
@@ -256,8 +255,6 @@ def test_runs_of_different_models_do_not_share_a_table(copy):
 
 
 def test_runs_on_different_questions_do_not_share_a_table(copy):
-    from ivon_lora_lite.prediction import Predictions, score
-
     folder = copy / "everyday" / "ivon" / "seed42"
     was = Predictions.load(folder / "predictions.safetensors")
     moved = replace(was, labels=was.labels.roll(1))
@@ -295,6 +292,16 @@ def test_missing_seeds_are_named_and_a_partial_table_can_be_shown(copy, capsys):
     assert "swag on everyday lacks seed 42." in capsys.readouterr().err
     assert main(["table1", "--show", "--partial", "--out", str(copy)]) == 0
     assert "Missing: swag on everyday lacks seed 42." in capsys.readouterr().out
+
+
+def test_a_task_with_a_slash_in_its_name_has_a_folder_like_the_others(made, tmp_path):
+    cell = Cell("glue/rte", "adamw", (21,))
+    assert cell.folder(tmp_path) == tmp_path / "glue-rte" / "adamw" / "seed21"
+    shutil.copytree(made / "everyday" / "adamw" / "seed21", cell.folder(tmp_path))
+    edit(cell.folder(tmp_path), lambda content: content["config"].update(task="glue/rte"))
+    was = Predictions.load(cell.folder(tmp_path) / "predictions.safetensors")
+    replace(was, metadata={**was.metadata, "task": "glue/rte"}).save(cell.folder(tmp_path) / "predictions.safetensors")
+    assert [r.cell for r in load_records(tmp_path)] == [cell]
 
 
 def test_an_empty_folder_has_no_table(tmp_path, capsys):

@@ -97,8 +97,8 @@ class Cell:
         return f"{self.task} · {self.method} · seed {' '.join(map(str, self.seeds))}"
 
     def folder(self, out: Path) -> Path:
-        """``OUT/TASK/METHOD/seedS``; an ensemble's has all its seeds."""
-        return out / self.task / self.method / f"seed{'-'.join(map(str, self.seeds))}"
+        """``OUT/TASK/METHOD/seedS`` (``glue-rte`` for glue/rte); an ensemble's has all its seeds."""
+        return out / self.task.replace("/", "-") / self.method / f"seed{'-'.join(map(str, self.seeds))}"
 
     def base(self) -> tuple[Cell, ...]:
         """The cells whose run this one starts from."""
@@ -277,7 +277,8 @@ _MAKERS: dict[str, Callable[[Context, Cell, Path], Made]] = {
 
 def _averaged(line: Linearized) -> Predictions:
     """The many cheap draws of a linearised Gaussian as the one prediction that they average to, ``[1, N, C]``."""
-    log_p = line.logits(1.0).double().log_softmax(-1).logsumexp(0) - math.log(len(line.logits(1.0)))
+    draws = line.logits(1.0).double().log_softmax(-1)
+    log_p = draws.logsumexp(0) - math.log(len(draws))
     return Predictions(log_p.float()[None], line.labels, {**line.metadata, "tau": 1.0, "linearized": True})
 
 
