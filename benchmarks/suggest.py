@@ -1,18 +1,24 @@
-"""Does a target for the cost of noise transfer better than a borrowed λ? And does IVON's learned h matter?
+"""Do the settings of `suggest_hyperparameters` transfer better than borrowed ones? And does IVON's learned h matter?
 
     python benchmarks/suggest.py --out data/runs/suggest --hub DIR     # DIR/allenai/ai2_arc; without --hub: the Hub
 
-Part by part (seconds are of two idle CPU cores; all of it together about an hour):
+The preset `small` was tuned on `everyday` with LoRA of rank 8: its λ and β₂ are what one *borrows*. The other settings:
+
+* `equal-cost`: the λ whose noise costs as much as the preset's does at home; β₂ borrowed;
+* `fast`: the borrowed λ with β₂ = 0.999, so h is learned a hundred times faster;
+* `suggested`: what `suggest_hyperparameters` gives, both together: λ as in `equal-cost` unless that means more noise than
+  the preset's, β₂ as in `fast`. Where λ comes out as the borrowed one, `fast` is the same run and stands for it.
+
+Part by part (seconds are of two idle CPU cores; all of it together about two hours):
 
 * `cost` (400 s): curves of cost over σ for SmolLM2-135M on `everyday` with LoRA of rank 8, of rank 32 and on all linear
-  layers, and on ARC-Easy. The cost at the σ of the preset `small`, tuned on `everyday`, is the *target* of all that
-  follows (mean over seeds); the σ with that cost is searched for each of the four.
-* `transfer` (125 s a trial, 12 trials): the same model on ARC-Easy with λ borrowed from `everyday`, with the paper's λ
-  for ARC-Easy, with the suggested one, and with the borrowed λ but h learned a hundred times faster.
-* `rank` (80 s a trial, 9 trials): `everyday` with LoRA of rank 32, α 64, which is another model to the optimizer: λ
-  borrowed from rank 8, the suggested one, and the borrowed λ but h learned a hundred times faster.
+  layers, and on ARC-Easy. The cost at the σ of the preset is the *target* of all that follows (mean over seeds).
+* `transfer` (125 s a trial, 12 trials): the same model on ARC-Easy: borrowed, the paper's λ for ARC-Easy, equal-cost, fast.
+* `rank` (80 s a trial, 12 trials): `everyday` with LoRA of rank 32, α 64, which is another model to the optimizer.
 * `isotropic` (100 s a trial, 9 trials): `everyday` with the preset: h learned as usual; h fixed at h₀ (β₂ → 1); h
   learned a hundred times faster (β₂ = 0.999). Learned variances are also replaced by their mean before predicting.
+* `task` and `shape` (about 150 s a trial, 9 trials each): OpenBookQA, and `everyday` with LoRA on all linear layers.
+  The rule for `suggested` was made after the parts above had been seen and before these two were run: they are its test.
 
 All trials of a part share learning rate, steps, seeds and questions, so they can be compared question by question.
 Scores are on the *validation* split, at the mean and with draws. Each trial is one JSON file; finished ones are not
@@ -34,15 +40,14 @@ from ivon_lora_lite.models import lora_parameters, reset_lora
 from ivon_lora_lite.prediction import METRICS
 from ivon_lora_lite.presets import hyperparameters
 from ivon_lora_lite.scoring import answer_logits, answer_loss, collate
-from ivon_lora_lite.suggest import noise_cost, prediction_shift, suggest_hyperparameters
+from ivon_lora_lite.suggest import SIGMA, noise_cost, prediction_shift, suggest_hyperparameters
 
-PARTS = ("cost", "transfer", "rank", "isotropic")
+PARTS = ("cost", "transfer", "rank", "isotropic", "task", "shape")
 GRID = (0.01, 0.02, 0.035, 0.05, 0.08)
 PRESET = hyperparameters("ivon", "small", "everyday")
-SIGMA = round((PRESET["ess"] * PRESET["hess_init"]) ** -0.5, 4)  # 0.035
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA = {"r8": LoraSettings(), "r32": LoraSettings(r=32, alpha=64), "all": LoraSettings(targets=LINEAR)}
-PLACES = (("everyday", "r8"), ("everyday", "r32"), ("everyday", "all"), ("arc_easy", "r8"))
+PLACES = (("everyday", "r8"), ("everyday", "r32"), ("everyday", "all"), ("arc_easy", "r8"), ("openbookqa", "r8"))
 
 
 def main() -> None:
@@ -71,20 +76,31 @@ def main() -> None:
 
 def trials(args: argparse.Namespace, target: float) -> list[tuple[str, tuple[str, str], str, dict]]:
     """Part, (task, LoRA), name and IVON's settings of each trial; the first of a part is what others compare with."""
-    arc, wide, home = PLACES[3], PLACES[1], PLACES[0]
+    home, wide, all_linear, arc, openbook = PLACES
     paper = hyperparameters("ivon", "paper", "arc_easy")
-    return [
+    fast = {"beta2": 0.999}
+    found = lambda rule, place: read_json(args.out / f"{rule}-{place[0]}-{place[1]}.json")["settings"]  # noqa: E731
+    listed = [
         ("transfer", arc, "borrowed", {}),
-        ("transfer", arc, "suggested", read_json(args.out / f"suggested-{arc[0]}-{arc[1]}.json")["settings"]),
+        ("transfer", arc, "equal-cost", found("equal-cost", arc)),
         ("rank", wide, "borrowed", {}),
-        ("rank", wide, "suggested", read_json(args.out / f"suggested-{wide[0]}-{wide[1]}.json")["settings"]),
+        ("rank", wide, "equal-cost", found("equal-cost", wide)),
         ("isotropic", home, "learned", {}),
         ("isotropic", home, "fixed", {"beta2": 1 - 1e-12}),
-        ("isotropic", home, "fast", {"beta2": 0.999}),
+        ("isotropic", home, "fast", fast),
         ("transfer", arc, "paper", {"ess": paper["ess"], "hess_init": paper["hess_init"]}),
-        ("transfer", arc, "fast", {"beta2": 0.999}),
-        ("rank", wide, "fast", {"beta2": 0.999}),
+        ("transfer", arc, "fast", fast),
+        ("rank", wide, "fast", fast),
+        ("task", openbook, "borrowed", {}),
+        ("task", openbook, "fast", fast),
+        ("shape", all_linear, "borrowed", {}),
+        ("shape", all_linear, "fast", fast),
     ]
+    for part, place in (("transfer", arc), ("rank", wide), ("task", openbook), ("shape", all_linear)):
+        settings = found("suggested", place)
+        if abs(settings["ess"] / PRESET["ess"] - 1) > 0.01:  # else it is `fast`
+            listed.append((part, place, "suggested", settings))
+    return listed
 
 
 def costs(args: argparse.Namespace, model, task) -> float:
@@ -106,14 +122,15 @@ def costs(args: argparse.Namespace, model, task) -> float:
                 args.out / f"curve-{name}-{lora}.json",
                 lambda lora=lora, where=where, seed=seed: {"curve": at_start(args, model(lora), where, GRID, seed)},
             )
-        options = {"train_size": args.train_size, "seed": seed, "target": target}
+        options = {"train_size": args.train_size, "seed": seed, "target": target, "steps": args.steps}
         options |= {"questions": args.cost_questions, "draws": args.cost_draws}
-        once(
-            args.out / f"suggested-{name}-{lora}.json",
-            lambda name=name, lora=lora, options=options: described(
-                suggest_hyperparameters(model(lora), task(name), **options)
-            ),
-        )
+        for rule, limit in (("equal-cost", None), ("suggested", SIGMA)):
+            once(
+                args.out / f"{rule}-{name}-{lora}.json",
+                lambda name=name, lora=lora, limit=limit, options=options: described(
+                    suggest_hyperparameters(model(lora), task(name), sigma_max=limit, **options), limit
+                ),
+            )
     if "cost" in args.part:  # what speaks for the measure: other losses and weights, same questions and noise
         for kind, steps in (("cross-entropy", 0), ("cross-entropy", args.pilot_steps), ("shift", args.pilot_steps)):
             once(
@@ -155,8 +172,10 @@ def cross_entropy(model, questions, size: int = 4):
     ) / len(questions)  # fmt: skip
 
 
-def described(suggestion) -> dict:
-    return asdict(suggestion) | {"settings": suggestion.settings()}
+def described(suggestion, limit: float | None) -> dict:
+    """With its settings: `equal-cost`, which has no limit on σ, is about λ alone and borrows β₂."""
+    settings = suggestion.settings() | ({"beta2": PRESET["beta2"]} if limit is None else {})
+    return asdict(suggestion) | {"settings": settings}
 
 
 def evaluated(run: Run, questions: list, samples: int, with_isotropic: bool) -> dict:

@@ -28,6 +28,7 @@ def choose_sigma(
     *,
     start: float = START,
     within: tuple[float, float] = RANGE,
+    at_most: float | None = None,
     draws: int = 4,
     seed: int = 0,
 ) -> tuple[float, float, float, list[tuple[float, float]]]:
@@ -42,6 +43,7 @@ def choose_sigma(
         target: above 0, in the loss's unit.
         start: the first σ.
         within: σ is searched in this range.
+        at_most: a σ that is never exceeded: where even this one costs less than the target, it is the answer.
 
     Returns:
         σ, its cost, the standard error of that, and the list of all (σ, cost) that were tried, in order of σ.
@@ -53,6 +55,10 @@ def choose_sigma(
     if not 0 < target < math.inf:
         raise ValueError(f"target is {target}; expected a number above 0.")
     low, high = within
+    if at_most is not None:
+        if not low <= at_most <= high:
+            raise ValueError(f"at_most is {at_most}; expected a σ within {within}.")
+        start = min(start, at_most)
     if not 0 < low <= start <= high:
         raise ValueError(f"start is {start} and within is {within}; expected 0 < low ≤ start ≤ high.")
     with torch.no_grad():
@@ -71,7 +77,11 @@ def choose_sigma(
     sigma = start
     up = excess(sigma) < 0
     while (tried[sigma][0] < target) == up:
+        if up and sigma == at_most:
+            return sigma, *tried[sigma], _curve(tried)
         following = sigma * 2 if up else sigma / 2
+        if up and at_most is not None:
+            following = min(following, at_most)
         if not low <= following <= high:
             costs = [cost for cost, _ in tried.values()]
             raise ValueError(
@@ -84,7 +94,7 @@ def choose_sigma(
     while abs(tried[sigma][0] / target - 1) > CLOSE and above / below > 1.001:
         sigma = _between(below, above, tried[below][0], tried[above][0], target)
         below, above = (sigma, above) if excess(sigma) < 0 else (below, sigma)
-    return sigma, *tried[sigma], [(s, tried[s][0]) for s in sorted(tried)]
+    return sigma, *tried[sigma], _curve(tried)
 
 
 def noise_cost(
@@ -142,6 +152,10 @@ def noise_cost(
     mean = sum(costs) / draws
     spread = sum((c - mean) ** 2 for c in costs)
     return mean, math.sqrt(spread / (draws - 1) / draws) if draws > 1 else math.nan
+
+
+def _curve(tried: dict[float, tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(sigma, tried[sigma][0]) for sigma in sorted(tried)]
 
 
 def _between(below: float, above: float, cost_below: float, cost_above: float, target: float) -> float:

@@ -13,10 +13,13 @@ lower it. So :func:`suggest_hyperparameters` takes ℓ(θ) = KL[p_m ‖ p_θ], h
 cost that the cross-entropy would have if answers were drawn from the model's own beliefs: 0 at σ = 0, never negative,
 with the Fisher matrix as its Hessian. It can be measured at LoRA's start, where half of the weights are still 0.
 
-That such a cost carries over better than λ was a hypothesis, and the recorded experiment (`benchmarks/suggest.py`,
-`data/runs/suggest`) does not support it: for LoRA of another rank the suggested λ does as well as a borrowed one, on
-another task worse. So borrow λ where a similar model has one. Where none has, this is a start, to be checked on
-validation questions. What did help with a borrowed λ is an h that may move: β₂ = 0.999 for runs of a hundred steps.
+The cost says when noise is too much, not that more of it would do good: on a task whose predictions noise moves little,
+raising σ until the target was met made the runs worse. So σ stays at or below ``sigma_max``, the tuned preset's.
+
+How far h may move matters as much. With IVON's β₂ = 1 − 10⁻⁵ and a few hundred steps it stays at h₀, and v is the same
+for all weights. So β₂ = 1 − 0.1/steps, with which h goes a tenth of the way to the curvature that the run sees.
+
+`benchmarks/suggest.py` records how that compares with borrowed presets, in `data/runs/suggest`; notebook 11 shows it.
 """
 
 from __future__ import annotations
@@ -33,10 +36,13 @@ import torch
 from torch import Tensor, nn
 
 from .cost_of_noise import choose_sigma, noise_cost, restored
+from .presets import run_options
 from .tasks import Question, Task
 
-__all__ = ["TARGET", "Suggestion", "choose_sigma", "noise_cost", "suggest_hyperparameters"]
+__all__ = ["MOVE", "SIGMA", "TARGET", "Suggestion", "choose_sigma", "noise_cost", "suggest_hyperparameters"]
 
+SIGMA = 0.035  # of the preset `small`; no more noise than a run has been seen to bear
+MOVE = 0.1  # β₂ = 1 − MOVE/steps: what was tried, 0.999 for 100 steps
 # nats: what noise of the preset's σ = 0.035 costs SmolLM2-135M on `everyday`, mean of three seeds; data/runs/suggest
 TARGET = 0.0157
 
@@ -48,7 +54,8 @@ class Suggestion:
     Attributes:
         ess: λ = 1/(σ²(h₀ + δ)).
         hess_init, weight_decay: h₀ and δ, as given.
-        sigma: the σ whose noise costs the target.
+        beta2: β₂ = 1 − 0.1/steps.
+        sigma: the σ whose noise costs the target, or ``sigma_max`` if that costs less.
         cost: what it costs, in nats, and …
         error: … the standard error of that over draws.
         target: the cost that was asked for.
@@ -59,6 +66,7 @@ class Suggestion:
     ess: float
     hess_init: float
     weight_decay: float
+    beta2: float
     sigma: float
     cost: float
     error: float
@@ -72,12 +80,17 @@ class Suggestion:
         There is no learning rate among them: while the clip radius ξ bounds nearly all updates, a step is about lr · ξ
         whatever λ is.
         """
-        return {"ess": self.ess, "hess_init": self.hess_init, "weight_decay": self.weight_decay}
+        return {
+            "ess": self.ess,
+            "hess_init": self.hess_init,
+            "weight_decay": self.weight_decay,
+            "beta2": self.beta2,
+        }
 
     def __str__(self) -> str:
         return (
-            f"σ {self.sigma:.3g}, λ {self.ess:.3g} at h₀ {self.hess_init:g}: the noise costs {self.cost:.4f} "
-            f"± {self.error:.4f} nats (target {self.target:g})"
+            f"σ {self.sigma:.3g}, λ {self.ess:.3g} at h₀ {self.hess_init:g}, β₂ {self.beta2:g}: the noise costs "
+            f"{self.cost:.4f} ± {self.error:.4f} nats (target {self.target:g})"
         )
 
 
@@ -85,7 +98,9 @@ def suggest_hyperparameters(
     model: nn.Module,
     task: Task | Sequence[Question],
     *,
+    steps: int | None = None,
     target: float = TARGET,
+    sigma_max: float | None = SIGMA,
     format: str = "text",
     batch_size: int = 4,
     hess_init: float = 1e-3,
@@ -96,16 +111,19 @@ def suggest_hyperparameters(
     pilot_steps: int = 0,
     seed: int = 21,
 ) -> Suggestion:
-    """Find the λ whose noise moves the predictions of this model on this task by ``target`` nats.
+    """Find a λ whose noise this model on this task can bear, and the β₂ that fits the length of the run.
 
     The cost of noise is E[KL(p_m ‖ p_{m + σε})] per question, at the LoRA weights that ``finetune(seed=seed)`` starts
-    from, without dropout. σ is searched with the same ε for every σ. The model (weights, training mode, gradients) and
-    all random number generators are left as they were.
+    from, without dropout. λ is the one at which it is ``target``, or a larger one if that would take more noise than
+    ``sigma_max``. σ is searched with the same ε for every σ. The model (weights, training mode, gradients) and all
+    random number generators are left as they were.
 
     Args:
         model: from :func:`load_model`, or any model that :func:`answer_logits` takes.
         task: a task, or training questions; no answers are looked at (unless there is a pilot).
+        steps: how many steps you are going to train; by default those of the preset `small`.
         target: the cost in nats, above 0. The default is a convention, see :data:`TARGET`.
+        sigma_max: σ is never larger; None for no bound. The default is the σ of the preset `small`.
         format: ``"letter"`` or ``"text"``.
         batch_size: questions per forward pass.
         hess_init: h₀; only the product λ(h₀ + δ) decides σ.
@@ -120,18 +138,20 @@ def suggest_hyperparameters(
         A :class:`Suggestion`.
 
     Raises:
-        ValueError: an argument is outside its range, nothing is trainable, the predictions are not finite, or no σ
-            within the range searched costs the target.
+        ValueError: an argument is outside its range, nothing is trainable, the predictions are not finite, or every σ
+            within the range searched costs more than the target.
     """
     from .models import lora_parameters, reset_lora
     from .train import finetune
 
     started = time.perf_counter()
-    for name, value, least in (("pilot_steps", pilot_steps, 0), ("questions", questions, 1), ("draws", draws, 1)):
+    steps = run_options("small")["steps"] if steps is None else steps
+    at_least = {"steps": (steps, 1), "pilot_steps": (pilot_steps, 0), "questions": (questions, 1)}
+    for name, (value, least) in (at_least | {"draws": (draws, 1), "batch_size": (batch_size, 1)}).items():
         if value < least:
             raise ValueError(f"{name} is {value}; expected at least {least}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+    if sigma_max is not None and not 0 < sigma_max < math.inf:
+        raise ValueError(f"sigma_max is {sigma_max}; expected a number above 0, or None.")
     if not 0 < hess_init < math.inf:
         raise ValueError(f"hess_init is {hess_init}; expected a number above 0.")
     if not 0 <= weight_decay < math.inf:
@@ -149,10 +169,11 @@ def suggest_hyperparameters(
             reset_lora(model, seed)
         model.eval()
         moved = prediction_shift(model, chosen, format, batch_size)
-        sigma, cost, error, curve = choose_sigma(moved, params, target, draws=draws, seed=seed)
+        sigma, cost, error, curve = choose_sigma(moved, params, target, at_most=sigma_max, draws=draws, seed=seed)
     ess = 1 / (sigma**2 * (hess_init + weight_decay))
+    beta2 = 1 - MOVE / steps
     took = time.perf_counter() - started
-    return Suggestion(ess, hess_init, weight_decay, sigma, cost, error, target, tuple(curve), took)
+    return Suggestion(ess, hess_init, weight_decay, beta2, sigma, cost, error, target, tuple(curve), took)
 
 
 def prediction_shift(

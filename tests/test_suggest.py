@@ -12,8 +12,9 @@ from ivon_lora_lite import IVON, Suggestion, finetune, lora_parameters, predict,
 from ivon_lora_lite.cost_of_noise import CLOSE, choose_sigma, noise_cost
 from ivon_lora_lite.files import read_json
 from ivon_lora_lite.models import reset_lora
+from ivon_lora_lite.presets import hyperparameters
 from ivon_lora_lite.scoring import answer_logits, collate
-from ivon_lora_lite.suggest import TARGET, prediction_shift
+from ivon_lora_lite.suggest import MOVE, SIGMA, TARGET, prediction_shift
 from ivon_lora_lite.tasks import Task
 
 CURVATURES = torch.tensor([0.5, 2.0, 4.0, 8.0])
@@ -175,9 +176,22 @@ def test_a_step_in_the_loss_ends_the_search():
     assert cost in (0.0, 1.0) and 0.01 < sigma < 1
 
 
+def test_a_bound_on_sigma_is_kept_and_found_exactly():
+    theta, loss = quadratic()
+    free = choose_sigma(loss, [theta], 0.1)
+    for bound in (0.005, 0.02, 0.03, 0.5 * free[0]):  # below the start of the search, on it, and above
+        sigma, cost, _, curve = choose_sigma(loss, [theta], 0.1, at_most=bound)
+        assert sigma == bound and cost < 0.1 and max(s for s, _ in curve) == bound
+    for bound in (1.01 * free[0], 3.0):  # no obstacle, though the search may touch it
+        sigma, cost, _, curve = choose_sigma(loss, [theta], 0.1, at_most=bound)
+        assert cost == pytest.approx(0.1, rel=CLOSE) and max(s for s, _ in curve) <= bound
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
+        ({"at_most": 0.0}, "at_most is 0.0"),
+        ({"at_most": 11.0}, "at_most is 11.0"),
         ({"target": 0.0}, "target is 0.0"),
         ({"target": -1.0}, "target is -1.0"),
         ({"target": math.nan}, "target is nan"),
@@ -207,7 +221,7 @@ def task(questions):
     return Task("tiny", questions, questions[:4], questions[4:])
 
 
-OPTIONS = {"target": 0.01, "questions": 6, "draws": 3, "seed": 3}
+OPTIONS = {"target": 0.01, "sigma_max": None, "questions": 6, "draws": 3, "seed": 3}
 
 
 @pytest.mark.parametrize("format", ["text", "letter"])
@@ -249,11 +263,30 @@ def test_end_to_end(tiny_model, task):
     assert costs == sorted(costs) and (found.sigma, found.cost) in found.curve
     assert found.sigma == pytest.approx(1 / math.sqrt(found.ess * (2e-3 + 1e-3)))
     assert f"{found.sigma:.3g}" in str(found)
+    assert found.beta2 == 1 - MOVE / 200  # the steps of finetune's default
     # IVON starts with this σ, and finetune takes the settings as they are
     optimizer = IVON(lora_parameters(model), lr=0.1, **found.settings())
     assert optimizer.diagnostics()["sigma_mean"] == pytest.approx(found.sigma, rel=1e-4)
     run = finetune(model, task, steps=2, batch_size=2, progress=False, **found.settings())
-    assert run.config["settings"]["ess"] == found.ess and run.config["settings"]["weight_decay"] == 1e-3
+    used = run.config["settings"]
+    assert (used["ess"], used["weight_decay"], used["beta2"]) == (found.ess, 1e-3, found.beta2)
+
+
+def test_beta2_fits_the_length_of_the_run(tiny_model, task):
+    """(1 − 0.1/n)ⁿ ≈ e^−0.1 whatever n: h keeps nine tenths of h₀."""
+    for steps in (50, 5000):
+        beta2 = suggest_hyperparameters(tiny_model("llama"), task, steps=steps, **OPTIONS).beta2
+        assert beta2**steps == pytest.approx(math.exp(-MOVE), rel=2e-3)
+
+
+def test_no_more_noise_than_the_bound(tiny_model, task):
+    model = tiny_model("llama")
+    free = suggest_hyperparameters(model, task, **OPTIONS)
+    bound = free.sigma / 2
+    bounded = suggest_hyperparameters(model, task, **{**OPTIONS, "sigma_max": bound})
+    assert bounded.sigma == bound and bounded.cost < bounded.target and bounded.ess > free.ess
+    preset = hyperparameters("ivon", "small", "everyday")  # where the default bound is from
+    assert pytest.approx((preset["ess"] * preset["hess_init"]) ** -0.5, rel=1e-3) == SIGMA
 
 
 def test_a_seed_fixes_it_and_the_models_weights_do_not_matter(tiny_model, task):
@@ -317,6 +350,8 @@ def test_more_directions_for_noise_need_less_of_it(tiny_model, task):
         ({"draws": 0}, "draws is 0"),
         ({"pilot_steps": -1}, "pilot_steps is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"sigma_max": 0.0}, "sigma_max is 0.0"),
         ({"hess_init": 0.0}, "hess_init is 0.0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"train_size": 0}, "no training questions"),
@@ -349,16 +384,16 @@ def test_the_default_target_is_the_recorded_cost_of_the_tuned_preset():
 
 
 def test_what_is_said_of_the_recorded_trials_is_what_they_say():
-    """Suggested λ: worse than borrowed on ARC-Easy; h that may move: better there and on `everyday`; on every seed."""
+    """λ of equal cost: worse than borrowed on ARC-Easy; h that may move: better there and on `everyday`; on every seed."""
 
     def nll(part, setting):
         files = sorted(RECORDED.glob(f"{part}-{setting}-seed*.json"))
         return [read_json(file)["scores"]["draws"]["nll"] for file in files]
 
-    pairs = {name: list(zip(nll("transfer", name), nll("transfer", "borrowed"))) for name in ("suggested", "fast")}
+    pairs = {name: list(zip(nll("transfer", name), nll("transfer", "borrowed"))) for name in ("equal-cost", "fast")}
     pairs["isotropic"] = list(zip(nll("isotropic", "fast"), nll("isotropic", "fixed")))
     assert all(len(pair) == 3 for pair in pairs.values())
-    assert all(mine > base for mine, base in pairs["suggested"])
+    assert all(mine > base for mine, base in pairs["equal-cost"])
     assert all(mine < base for mine, base in pairs["fast"] + pairs["isotropic"])
-    ranks = [a - b for a, b in zip(nll("rank", "suggested"), nll("rank", "borrowed"))]
+    ranks = [a - b for a, b in zip(nll("rank", "equal-cost"), nll("rank", "borrowed"))]
     assert max(ranks) < 0.01  # at rank 32 no worse
