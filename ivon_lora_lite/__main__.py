@@ -55,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--hess-init", type=float, help="IVON's h₀ (default: the preset's)")
     p.add_argument("--rank", type=_positive, default=8, help="LoRA rank (default: 8)")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    p.add_argument("--gates", action="store_true", help="learn ranks and bit widths (B-LoRA); --rank is the largest")
+    p.add_argument("--gate-prior", type=float, help="their price μ in nats: more is smaller (default: 0.1)")
     p.add_argument("--eval-every", type=_count, help="steps between evaluations (default: never; paper: 1000)")
     p.add_argument("--checkpoint-every", type=_count, help="steps (default: as --eval-every)")
     p.add_argument("--checkpoints", type=Path, help="folder to continue from (default: beside the folder of --out)")
@@ -158,13 +160,15 @@ def finetune(args: argparse.Namespace) -> None:
     from .preflight import check_model
     from .presets import hyperparameters, run_options
     from .tasks import load_task
-    from .train import check_choices
+    from .train import check_choices, gate_options
     from .train import finetune as run_finetune
 
     usual = run_options(args.preset)
     steps, format = args.steps or usual["steps"], args.format or usual["format"]
     eval_every = usual["eval_every"] if args.eval_every is None else args.eval_every
-    save_every = eval_every if args.checkpoint_every is None else args.checkpoint_every
+    gates = gate_options(args.gates, args.gate_prior) or False
+    save_every = 0 if gates else eval_every  # gates are in no checkpoint
+    save_every = save_every if args.checkpoint_every is None else args.checkpoint_every
     check_choices(args.optimizer, format)
     hyperparameters(args.optimizer, args.preset, args.task)  # refuse an unknown one before anything is loaded
     lora = LoraSettings(r=args.rank)
@@ -188,7 +192,7 @@ def finetune(args: argparse.Namespace) -> None:
     run = run_finetune(
         model, task, optimizer=args.optimizer, steps=steps, seed=args.seed, batch_size=args.batch_size,
         accumulation=args.accumulation, train_size=args.train_size, format=format, preset=args.preset,
-        eval_every=eval_every, progress=first and not args.quiet, **checkpoints,
+        eval_every=eval_every, gates=gates, progress=first and not args.quiet, **checkpoints,
         **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip
     if not first:  # all processes have the same weights: one writes and evaluates
@@ -204,6 +208,8 @@ def finetune(args: argparse.Namespace) -> None:
     if args.optimizer == "ivon" and args.samples:
         draws = predict(run, questions, samples=args.samples, progress=not args.quiet)
         print(f"IVON, {args.samples} draws: {score(draws)}")
+    if run.gates is not None:
+        print(run.gates.summary(model))
     written = "adapter and its posterior are" if run.posterior else "adapter is"
     print(f"{run.seconds:.0f} s of training. The {written} in {out}/")
 

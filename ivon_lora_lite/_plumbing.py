@@ -105,7 +105,7 @@ class NoiseStreams:
         if key not in self._generators:
             if self.seed is None:
                 self.seed = _shared(torch.initial_seed() % 2**48)
-            rank = dist.get_rank() + 1 if self.per_rank and _several() else 0
+            rank = dist.get_rank() + 1 if self.per_rank and several_ranks() else 0
             # mixed, because torch's CPU generator heeds the lowest 32 bits of a seed only
             mixed = np.random.SeedSequence([self.seed, rank, purpose == "eval", lane]).generate_state(1, np.uint64)
             self._generators[key] = torch.Generator(device).manual_seed(int(mixed[0] >> 1))
@@ -204,7 +204,7 @@ def average_over_ranks(moments: list[list[Tensor]], check: bool) -> None:
         check: also find out whether the gradients were averaged before (DDP): then the Hessian estimates would shrink
             to 1/ranks, because a mean gradient is paired with one rank's noise.
     """
-    if not _several():
+    if not several_ranks():
         return
     for members in by([t for pair in moments for t in pair], lambda t: (t.device, t.dtype)).values():
         flat = torch.cat([t.flatten() for t in members])
@@ -224,13 +224,13 @@ def average_over_ranks(moments: list[list[Tensor]], check: bool) -> None:
         torch._foreach_copy_(members, mean)
 
 
-def _several() -> bool:
+def several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _shared(value: int) -> int:
     """Rank 0's value on every rank."""
-    if not _several():
+    if not several_ranks():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)

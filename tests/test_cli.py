@@ -246,6 +246,21 @@ def test_options_reach_the_run(model, tmp_path, capsys):
     assert {p.shape[0] for name, p in load_run(out).weights.items() if "lora_A" in name} == {3}
 
 
+@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
+def test_gates_are_learned_and_evaluate_scores_the_gated_run(optimizer, model, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ("--gates", "--gate-prior", 2.0, "--eval-every", 1, "--rank", 4, "--optimizer", optimizer, "--samples", 0)
+    assert command("finetune", "--model", model, *SMALL, *options, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"Gates: mean rank \d\.\d of 4, mean width \d+\.\d bits; \d+\.\d% of the bit operations", said)
+    assert json.loads((out / "run.json").read_text("utf8"))["config"]["gates"]["prior"] == 2.0
+    assert command("evaluate", out, "--quiet", "--test-size", 6, "--samples", 0) == 0
+    title = {"ivon": ("IVON@mean: ", "everyday, at the mean: "), "adamw": ("AdamW: ", "everyday, one point: ")}[
+        optimizer
+    ]
+    assert scores_of(capsys.readouterr().out, title[1]) == scores_of(said, title[0])
+
+
 def test_the_default_folder_names_task_and_optimizer(model, tmp_path):
     assert command("finetune", "--model", model, *SMALL, "--samples", 0) == 0
     assert (tmp_path / "outputs" / "everyday-ivon" / "run.json").is_file()
@@ -302,6 +317,9 @@ def test_bad_input_is_refused_in_one_line(name, options, words, model, tmp_path,
         (["--lr", "-1"], ["lr", "-1.0"]),
         (["--ess", "0"], ["ess"]),
         (["--hess-init", "nan"], ["hess_init"]),
+        (["--gate-prior", "1"], ["gate_prior", "gates"]),
+        (["--gates", "--gate-prior", "-1"], ["prior", "-1.0"]),
+        (["--gates", "--checkpoint-every", "1"], ["gates", "checkpoints"]),
     ],
     ids=" ".join,
 )

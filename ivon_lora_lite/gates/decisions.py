@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..files import write_json, write_tensors
 from ..posterior import GaussianPosterior, Posterior, read_posterior, write_posterior
-from .layers import PREFIX
+from .layers import PREFIX, lora_layers
 from .quantizer import quantize
 
 __all__ = ["DECISIONS_FILE", "Decisions", "GatedPosterior", "LayerDecision"]
@@ -63,6 +63,24 @@ class Decisions:
             out[a] = torch.cat([out[a][: own.rank], torch.zeros_like(out[a][own.rank :])])
             out[b] = torch.cat([out[b][:, : own.rank], torch.zeros_like(out[b][:, own.rank :])], 1)
         return out
+
+    def summary(self, model: nn.Module) -> str:
+        """Ranks, widths and bit operations in one sentence.
+
+        Args:
+            model: the PEFT model that the decisions are for.
+        """
+        from .bops import FULL_BITS, bit_operations
+
+        open_layers = Decisions({name: LayerDecision(pair.shape[2]) for name, pair in lora_layers(model).items()})
+        share = bit_operations(model, decisions=self).total / bit_operations(model, decisions=open_layers).total
+        ranks, full = [own.rank for own in self.layers.values()], [own.rank for own in open_layers.layers.values()]
+        widths = [own.bits_a or FULL_BITS for own in self.layers.values()]
+        widths += [own.bits_b or FULL_BITS for own in self.layers.values()]
+        return (
+            f"Gates: mean rank {sum(ranks) / len(ranks):.1f} of {sum(full) / len(full):g}, mean width "
+            f"{sum(widths) / len(widths):.1f} bits; {share:.1%} of the bit operations of full rank in {FULL_BITS} bits"
+        )
 
     def facts(self) -> dict[str, dict]:
         """The same as JSON-able numbers."""

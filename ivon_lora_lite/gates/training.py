@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback
 
+from .._plumbing import several_ranks, views
 from .attach import LR, RANGE_LR, START, Gates, add_gates, remove_gates
 from .decisions import Decisions
 
@@ -48,7 +50,8 @@ class GateTraining(TrainerCallback):
     """Steps the gates beside the Trainer's optimizer, and logs what they are expected to become.
 
     The gates' gradients of the cross-entropy come from the Trainer's backward passes (with IVON: at the draw); those of
-    the penalty are added here, so the logged loss stays the cross-entropy.
+    the penalty are added here, so the logged loss stays the cross-entropy. With several processes (DDP) all draw the
+    same gates, and their gradients are averaged here, because DDP does not know the gates.
 
     Attributes:
         history: one dict per log: expected rank, bits and share of the bit operations, over all and per layer.
@@ -68,6 +71,7 @@ class GateTraining(TrainerCallback):
             self.gates.freeze()
         else:
             self.gates.loss().backward()
+        average_over_ranks([p.grad for group in self.optimizer.param_groups for p in group["params"]])
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -82,6 +86,15 @@ class GateTraining(TrainerCallback):
         rank, bits_a, bits_b = (sum(column) / len(layers) for column in zip(*layers.values()))
         now = {"gate_rank": rank, "gate_bits": (bits_a + bits_b) / 2, "gate_share": share, "gate_layers": layers}
         self.history.append({"step": state.global_step, **now})
+
+
+def average_over_ranks(grads: list[torch.Tensor | None]) -> None:
+    """All-reduce gradients to their mean, in place, if there are several processes."""
+    present = [grad for grad in grads if grad is not None]
+    if several_ranks() and present:
+        flat = torch.cat([grad.flatten() for grad in present])
+        dist.all_reduce(flat)
+        torch._foreach_copy_(present, views(flat / dist.get_world_size(), present))
 
 
 @contextmanager
