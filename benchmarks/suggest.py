@@ -6,19 +6,19 @@ The preset `small` was tuned on `everyday` with LoRA of rank 8: its λ and β₂
 
 * `equal-cost`: the λ whose noise costs as much as the preset's does at home; β₂ borrowed;
 * `fast`: the borrowed λ with β₂ = 0.999, so h is learned a hundred times faster;
-* `suggested`: what `suggest_hyperparameters` gives, both together: λ as in `equal-cost` unless that means more noise than
-  the preset's, β₂ as in `fast`. Where λ comes out as the borrowed one, `fast` is the same run and stands for it.
+* `suggested`: what `suggest_hyperparameters` gives, both together: λ as in `equal-cost` unless that means more noise
+  than the preset's, β₂ as in `fast`. Where λ comes out as the borrowed one, `fast` is the same run and stands for it.
 
 Part by part (seconds are of two idle CPU cores; all of it together about two hours):
 
 * `cost` (400 s): curves of cost over σ for SmolLM2-135M on `everyday` with LoRA of rank 8, of rank 32 and on all linear
   layers, and on ARC-Easy. The cost at the σ of the preset is the *target* of all that follows (mean over seeds).
-* `transfer` (125 s a trial, 12 trials): the same model on ARC-Easy: borrowed, the paper's λ for ARC-Easy, equal-cost, fast.
+* `transfer` (125 s a trial, 12 trials): ARC-Easy: borrowed, the paper's λ for ARC-Easy, equal-cost, fast.
 * `rank` (80 s a trial, 12 trials): `everyday` with LoRA of rank 32, α 64, which is another model to the optimizer.
 * `isotropic` (100 s a trial, 9 trials): `everyday` with the preset: h learned as usual; h fixed at h₀ (β₂ → 1); h
   learned a hundred times faster (β₂ = 0.999). Learned variances are also replaced by their mean before predicting.
 * `task` and `shape` (about 150 s a trial, 9 trials each): OpenBookQA, and `everyday` with LoRA on all linear layers.
-  The rule for `suggested` was made after the parts above had been seen and before these two were run: they are its test.
+  The rule for `suggested` was made after the parts above had been seen, and before these two were run: they test it.
 
 All trials of a part share learning rate, steps, seeds and questions, so they can be compared question by question.
 Scores are on the *validation* split, at the mean and with draws. Each trial is one JSON file; finished ones are not

@@ -116,7 +116,8 @@ def _model_options(by_preset: bool = False) -> argparse.ArgumentParser:
     p.add_argument("--model", default="smollm2-135m", help="embedded default, Hub id, or local folder")
     p.add_argument("--dtype", default="auto", help="of the frozen base: auto, fp32, bf16, fp16")
     default, said = (None, " (default: the preset's)") if by_preset else ("text", "")
-    p.add_argument("--format", default=default, help=f"text (small models) or letter (the paper's){said}")
+    more = " or class (a classifier, for GLUE)" if by_preset else ""
+    p.add_argument("--format", default=default, help=f"text (small models), letter (the paper's){more}{said}")
     return p
 
 
@@ -177,6 +178,7 @@ def finetune(args: argparse.Namespace) -> None:
     task = load_task(args.task, hub=args.hub)
     model = load_model(
         args.model, quantize=args.quantize, dtype=args.dtype, lora=lora,
+        labels=len(task.train[0].choices) if format == "class" else None,
         gradient_checkpointing=args.gradient_checkpointing,
     )  # fmt: skip
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` started

@@ -111,7 +111,13 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None) -> Run:
             raise ValueError(f"{folder / RUN_FILE} does not say how to load the model: hand it over as model=.")
         lora = about["lora"] | {"targets": about["lora"]["targets"] and tuple(about["lora"]["targets"])}
         dtype = next(name for name, kind in DTYPES.items() if str(kind) == f"torch.{about['dtype']}")
-        model = load_model(about["name"], quantize=about["quantize"], dtype=dtype, lora=LoraSettings(**lora))
+        model = load_model(
+            about["name"],
+            quantize=about["quantize"],
+            dtype=dtype,
+            lora=LoraSettings(**lora),
+            labels=about.get("labels"),
+        )
     for source in (weights, posterior.mean if posterior else weights):
         shapes = {name: tuple(t.shape) for name, t in source.items()}
         wanted = {name: tuple(p.shape) for name, p in trainable(model).items()}

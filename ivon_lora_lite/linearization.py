@@ -87,7 +87,7 @@ def linearized(
         source: an IVON run, or a model with ``posterior``.
         questions: N questions.
         posterior: default: the run's own.
-        format: ``"letter"`` or ``"text"``; default: the run's, or text.
+        format: ``"letter"``, ``"text"`` or ``"class"``; default: the run's, or text.
         batch_size: questions per pass.
         progress: show a progress bar.
 

@@ -1,4 +1,4 @@
-"""Base models with LoRA: the embedded SmolLM2-135M, or any causal language model of the Hugging Face Hub."""
+"""Base models with LoRA: the embedded SmolLM2-135M, or one of the Hugging Face Hub; language models and classifiers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import warnings
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,17 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUANTIZE = ("8bit", "4bit", "bf16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # query and value projections; PEFT knows them for most architectures, these it lacks or splits differently
-TARGETS = {"gpt_neox": ["query_key_value"], "gpt2": ["c_attn"], "phi3": ["qkv_proj"]}
+TARGETS = {
+    "gpt_neox": ["query_key_value"],
+    "gpt2": ["c_attn"],
+    "phi3": ["qkv_proj"],
+    "deberta-v2": ["query_proj", "value_proj"],  # of DeBERTa-v3 too
+    "bert": ["query", "value"],
+    "roberta": ["query", "value"],
+}
+
+
+HEAD = 0.02  # standard deviation of a new classifier's weights, as transformers has it for BERT and its kin
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ def load_model(
     dtype: str = "auto",
     lora: LoraSettings | None = None,
     adapter: str | os.PathLike | None = None,
+    labels: int | None = None,
     device: str | None = None,
     gradient_checkpointing: bool = False,
 ) -> nn.Module:
@@ -62,6 +74,8 @@ def load_model(
             natively, else fp16 on a GPU (such as a T4) and fp32 on a CPU. LoRA's weights are fp32 always.
         lora: rank, scale, dropout and targets.
         adapter: a folder with a PEFT adapter to load instead of new LoRA weights.
+        labels: make it a sequence classifier with so many classes, for the answer format ``"class"``. Its head is new,
+            and trained with LoRA's weights; IVON's Gaussian is over both.
         device: such as ``"cuda"``; default: the GPU of this process, else the CPU.
         gradient_checkpointing: in training keep only each layer's input and compute the rest again in the backward
             pass: less memory, more time. The draw is the same both times.
@@ -77,10 +91,13 @@ def load_model(
     import peft
     import transformers
 
+    if labels is not None and labels < 2:
+        raise ValueError(f"labels is {labels}; a classifier needs at least 2.")
     quantize, dtype, device = resolve(quantize, dtype, device)
     check_model(name, quantize=quantize, dtype=dtype, device=device, lora=lora)
     torch_dtype = _native_dtype(device) if dtype == "auto" else DTYPES[dtype]
     path, options = _locate(name)
+    head = []
     if quantize:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_8bit=quantize == "8bit",
@@ -93,7 +110,13 @@ def load_model(
         try:
             tokenizer_options = {k: v for k, v in options.items() if k == "gguf_file"}
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **tokenizer_options)
-            base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, **options)
+            if labels is None:
+                base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, **options)
+            else:
+                base, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+                    path, dtype=torch_dtype, num_labels=labels, output_loading_info=True, **options
+                )
+                head = _new_modules(base, loaded["missing_keys"])
         except (OSError, ValueError, SafetensorError) as error:
             raise FileNotFoundError(_not_found(name, error)) from error
     if "gguf_file" in options:  # it is dequantised now: without this it could not be saved
@@ -114,7 +137,8 @@ def load_model(
     else:
         settings = lora or LoraSettings()
         with _quiet():
-            model = peft.get_peft_model(base, _peft_config(base, settings))
+            kind = "CAUSAL_LM" if labels is None else "SEQ_CLS"
+            model = peft.get_peft_model(base, _peft_config(base, settings, kind, head))
         for parameter in lora_parameters(model):
             parameter.data = parameter.data.float()
         if name == EMBEDDED:  # so that plain PEFT finds the base model of a saved adapter on any machine
@@ -128,13 +152,14 @@ def load_model(
         "dtype": str(torch_dtype).removeprefix("torch."),
         "quantize": quantize,
         "lora": _settings_of(model, lora),
+        **({} if labels is None else {"labels": labels}),
         "gradient_checkpointing": gradient_checkpointing,
     }
     return model.eval()
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable parameters, LoRA's A and B: what an optimizer gets.
+    """The trainable parameters, LoRA's A and B (and a classifier's head): what an optimizer gets.
 
     Raises:
         ValueError: nothing is trainable.
@@ -146,7 +171,10 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def reset_lora(model: nn.Module, seed: int) -> None:
-    """Give LoRA fresh weights (A Kaiming-uniform, B zero), so that runs on one model do not depend on each other."""
+    """Give LoRA fresh weights (A Kaiming-uniform, B zero), so that runs on one model do not depend on each other.
+
+    A classifier's head gets normal weights of standard deviation 0.02, and biases of 0.
+    """
     from peft.tuners.lora import LoraLayer
 
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same start on every device
@@ -157,6 +185,9 @@ def reset_lora(model: nn.Module, seed: int) -> None:
                     a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
                     a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape), a=5**0.5, generator=generator))
                     b.zero_()
+        for name, p in model.named_parameters():
+            if ".modules_to_save." in name and p.requires_grad:
+                p.copy_(HEAD * torch.randn(p.shape, generator=generator) if p.dim() > 1 else torch.zeros(p.shape))
 
 
 def _locate(name: str) -> tuple[str, dict]:
@@ -220,7 +251,13 @@ def _load_adapter(base: nn.Module, folder: str | os.PathLike) -> nn.Module:
         raise ValueError(f"The adapter in {folder} cannot be read or does not fit this model: {_why(error)}") from error
 
 
-def _peft_config(base: nn.Module, settings: LoraSettings):
+def _new_modules(base: nn.Module, missing: Iterable[str]) -> list[str]:
+    """What the checkpoint does not have, such as DeBERTa's pooler: PEFT has to train and save it like the head."""
+    outside = (key.split(".")[0] for key in missing)
+    return sorted({name for name in outside if name != base.base_model_prefix})
+
+
+def _peft_config(base: nn.Module, settings: LoraSettings, kind: str = "CAUSAL_LM", head: Sequence[str] = ()):
     import peft
 
     return peft.LoraConfig(
@@ -228,7 +265,8 @@ def _peft_config(base: nn.Module, settings: LoraSettings):
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets) if settings.targets else default_targets(base),
-        task_type="CAUSAL_LM",
+        task_type=kind,
+        modules_to_save=list(head) or None,
     )
 
 

@@ -262,6 +262,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     for name, p in model.named_parameters():
         if p.requires_grad:
             for adapter in adapters:
+                name = name.replace(f".modules_to_save{adapter}.", ".")  # a classifier's head
                 name = name.replace(f"{adapter}.", ".").removesuffix(adapter)
             out[name] = p
     return out

@@ -156,7 +156,7 @@ def predict(
         tau: scale of the covariance, τ ≥ 0.
         seed: draw s uses seed + s, for all questions and every τ.
         posterior: anything with ``mean``, ``sample`` and ``applied`` (:class:`Posterior`); default: the run's own.
-        format: ``"letter"`` or ``"text"``; default: the run's, or text.
+        format: ``"letter"``, ``"text"`` or ``"class"``; default: the run's, or text.
         batch_size: questions per forward pass.
         draws_per_pass: draws that share a forward pass of the frozen base; 1 needs the least memory.
         progress: show a progress bar.

@@ -68,7 +68,7 @@ def memory_of(
     what PEFT's ``prepare_model_for_kbit_training`` leaves. Activations are not in it: they depend on the batch.
 
     Args:
-        config: of a causal language model of transformers.
+        config: of a causal language model of transformers, or of an encoder.
         quantize: ``"8bit"``, ``"4bit"`` or None.
         dtype: of the frozen weights without ``quantize``.
         lora: rank and targets.
@@ -81,7 +81,9 @@ def memory_of(
 
     settings = lora or LoraSettings()
     with torch.device("meta"):  # shapes without storage
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
+        model = kind.from_config(config)
     targets = set(settings.targets or default_targets(model))
     output = model.get_output_embeddings()
     base, adapter, quantized = 0, 0, set()

@@ -1,17 +1,19 @@
 """Questions → token batches → one logit per answer, ``[B, C]``.
 
-Two answer formats:
+Three answer formats:
 
 * ``letter`` (Cong et al. 2024): the next-token logits of the answer's letter or word after the prompt.
 * ``text`` (for small models): an answer's logit is the mean log-likelihood of its tokens after
   ``Question: …\\nAnswer:``. All questions of a batch are packed into one row ``[question 1][choice 1] … [choice C]
   [question 2] …`` without padding: a block mask lets a choice see its question and itself, position ids restart after
   the question, and the output layer runs at answer positions only.
+* ``class`` (GLUE on an encoder such as DeBERTa): the model is a sequence classifier, whose head gives the logits of the
+  answers; it reads the question, not the choices, so all questions need the same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,7 +23,7 @@ from .tasks import Question
 
 __all__ = ["FORMATS", "answer_logits", "answer_loss", "collate"]
 
-FORMATS = ("letter", "text")
+FORMATS = ("letter", "text", "class")
 Batch = dict[str, Tensor]
 
 
@@ -31,7 +33,7 @@ def collate(questions: Sequence[Question], tokenizer, format: str, max_length: i
     Args:
         questions: B questions; they may have different numbers of choices.
         tokenizer: the model's tokenizer.
-        format: ``"letter"`` or ``"text"``.
+        format: ``"letter"``, ``"text"`` or ``"class"``.
         max_length: the longest question in tokens, choices included; default: the tokenizer's own limit.
 
     Returns:
@@ -45,7 +47,7 @@ def collate(questions: Sequence[Question], tokenizer, format: str, max_length: i
     if not questions:
         raise ValueError("There are no questions to collate.")
     limit = max_length or min(tokenizer.model_max_length, 2**20)
-    batch = (_letter_batch if format == "letter" else _text_batch)(questions, tokenizer, limit)
+    batch = {"letter": _letter_batch, "text": _text_batch, "class": _class_batch}[format](questions, tokenizer, limit)
     batch["answers"] = torch.tensor([q.answer for q in questions])
     return batch
 
@@ -54,16 +56,29 @@ def answer_logits(model: nn.Module, batch: Batch, copies: int | None = None) -> 
     """Answer logits ``[B, C]`` in fp32; −∞ where a question has fewer than C choices.
 
     Args:
-        model: a causal language model of transformers (with or without LoRA).
+        model: a causal language model of transformers (with or without LoRA); for the format ``class`` a sequence
+            classifier.
         batch: from :func:`collate`.
         copies: run the batch R times side by side and return ``[R, B, C]``: for a model whose weights differ from copy
             to copy (:func:`ivon_lora_lite.stacking.stacked`).
+
+    Raises:
+        ValueError: the format needs another kind of model, or the classifier has too few classes.
     """
     device = model.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     with _precision(model):
-        logits = (_text_logits if "owner" in batch else _letter_logits)(model, batch, copies or 1)  # [R, B, C]
+        logits = _kind(model, batch)(model, batch, copies or 1)  # [R, B, C]
     return logits[0] if copies is None else logits
+
+
+def _kind(model: nn.Module, batch: Batch) -> Callable[[nn.Module, Batch, int], Tensor]:
+    """The function for the batch's format, if the model is of the kind that it needs."""
+    classifier = getattr(getattr(model, "module", model), "description", {}).get("labels") is not None
+    if ("classes" in batch) != classifier:
+        is_, needs = ("a sequence classifier", "'class'") if classifier else ("a language model", "'text' or 'letter'")
+        raise ValueError(f"The model is {is_}: it needs format={needs}. load_model(…, labels=N) makes a classifier.")
+    return _class_logits if classifier else _text_logits if "owner" in batch else _letter_logits
 
 
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
@@ -124,6 +139,38 @@ def _letter_logits(model: nn.Module, batch: Batch, copies: int) -> Tensor:
     )
     logits = out.logits[:, -1].float().gather(-1, tokens.clamp(min=0))  # [R · B, C]
     return logits.masked_fill(tokens < 0, -torch.inf).view(copies, -1, tokens.shape[-1])
+
+
+# --------------------------------------------------------------------------------------------------------------- class
+
+
+def _class_batch(questions: Sequence[Question], tokenizer, limit: int) -> Batch:
+    for q in questions:
+        if q.choices != questions[0].choices:
+            raise ValueError(
+                f"The choices {', '.join(q.choices)} and {', '.join(questions[0].choices)} differ: a classifier needs "
+                "the same for all questions, so use format='text' or 'letter'."
+            )
+    rows = [_ids(tokenizer, q.stem) for q in questions]
+    for q, ids in zip(questions, rows):
+        _check_length(q, len(ids), limit)
+    length = max(map(len, rows))
+    input_ids = torch.full((len(rows), length), tokenizer.pad_token_id or 0)  # [B, L], padded on the right
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for row, ids in enumerate(rows):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    classes = torch.arange(len(questions[0].choices)).expand(len(rows), -1)  # [B, C]
+    return {"input_ids": input_ids, "attention_mask": mask, "classes": classes}
+
+
+def _class_logits(model: nn.Module, batch: Batch, copies: int) -> Tensor:
+    input_ids, mask = (batch[name].repeat(copies, 1) for name in ("input_ids", "attention_mask"))
+    logits = model(input_ids=input_ids, attention_mask=mask).logits.float()  # [R · B, labels]
+    wanted = batch["classes"].shape[-1]
+    if logits.shape[-1] != wanted:
+        raise ValueError(f"The classifier has {logits.shape[-1]} labels and the questions have {wanted} choices.")
+    return logits.view(copies, -1, wanted)
 
 
 # ---------------------------------------------------------------------------------------------------------------- text

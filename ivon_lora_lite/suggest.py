@@ -124,7 +124,7 @@ def suggest_hyperparameters(
         steps: how many steps you are going to train; by default those of the preset `small`.
         target: the cost in nats, above 0. The default is a convention, see :data:`TARGET`.
         sigma_max: σ is never larger; None for no bound. The default is the σ of the preset `small`.
-        format: ``"letter"`` or ``"text"``.
+        format: ``"letter"``, ``"text"`` or ``"class"``.
         batch_size: questions per forward pass.
         hess_init: h₀; only the product λ(h₀ + δ) decides σ.
         weight_decay: δ.
@@ -184,7 +184,7 @@ def prediction_shift(
     Args:
         model: in evaluation mode; else dropout moves the predictions too.
         questions: whose predictions are compared.
-        format: ``"letter"`` or ``"text"``.
+        format: ``"letter"``, ``"text"`` or ``"class"``.
         batch_size: questions per forward pass.
     """
     from .scoring import answer_logits, collate

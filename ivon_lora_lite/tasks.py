@@ -1,8 +1,9 @@
 """Multiple-choice tasks: the paper's six data sets, the embedded one, MMLU and GLUE, as plain questions.
 
 Prompts of the six are those of Laplace-LoRA (Yang et al. 2024), which Cong et al. (2024) use too; GLUE's are questions
-of ours, because a language model has no classifier. Data sets come from the Hugging
-Face Hub, or from a local folder laid out like it (``hub=DIR`` or the variable ``IVON_LORA_HUB``).
+of ours, which a language model answers in words, and a sequence classifier by its head (the answer format ``class``).
+Data sets come from the Hugging Face Hub, or from a local folder laid out like it (``hub=DIR`` or the variable
+``IVON_LORA_HUB``).
 """
 
 from __future__ import annotations

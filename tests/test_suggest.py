@@ -384,7 +384,7 @@ def test_the_default_target_is_the_recorded_cost_of_the_tuned_preset():
 
 
 def test_what_is_said_of_the_recorded_trials_is_what_they_say():
-    """λ of equal cost: worse than borrowed on ARC-Easy; h that may move: better there and on `everyday`; on every seed."""
+    """λ of equal cost: worse than borrowed on ARC-Easy; h that may move: better there and at home; on every seed."""
 
     def nll(part, setting):
         files = sorted(RECORDED.glob(f"{part}-{setting}-seed*.json"))

@@ -238,7 +238,7 @@ def merge_gates(model: nn.Module) -> Decisions:
 def save_gated(model: nn.Module, folder: str | os.PathLike) -> Path:
     """Write a plain PEFT adapter of the decided ranks: :meth:`Decisions.save_adapter`. The gates stay on."""
     decisions = _of(model).decisions()
-    weights = {}
+    weights = {n: p.detach().float().cpu() for n, p in trainable(model).items() if ".lora_" not in n}  # a head
     for name, pair in lora_layers(model).items():
         for which, module in (("lora_A", pair.a), ("lora_B", pair.b)):
             own = module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight

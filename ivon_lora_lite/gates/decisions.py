@@ -112,6 +112,8 @@ class Decisions:
         for name, own in kept.items():
             a, b = f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
             tensors |= {a: gated[a][: own.rank], b: gated[b][:, : own.rank]}
+        lora = {f"{PREFIX}{name}.lora_{which}.weight" for name in self.layers for which in "AB"}
+        tensors |= {name: tensor for name, tensor in gated.items() if name not in lora}  # a classifier's head
         config = copy.deepcopy(model.peft_config[model.active_adapter])
         scale = config.lora_alpha / config.r
         config.r, config.inference_mode = max(own.rank for own in kept.values()), True
