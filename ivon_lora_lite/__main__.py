@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, help="learning rate (default: the preset's)")
     p.add_argument("--ess", type=float, help="IVON's λ, effective sample size (default: the preset's)")
     p.add_argument("--hess-init", type=float, help="IVON's h₀ (default: the preset's)")
+    p.add_argument("--suggest", action="store_true", help="let a measurement choose λ, and the steps β₂ (IVON)")
     p.add_argument("--rank", type=_positive, default=8, help="LoRA rank (default: 8)")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     p.add_argument("--gates", action="store_true", help="learn ranks and bit widths (B-LoRA); --rank is the largest")
@@ -160,6 +161,7 @@ def finetune(args: argparse.Namespace) -> None:
     from .prediction import predict, score
     from .preflight import check_model
     from .presets import hyperparameters, run_options
+    from .suggest import suggest_hyperparameters
     from .tasks import load_task
     from .train import check_choices, gate_options
     from .train import finetune as run_finetune
@@ -171,6 +173,8 @@ def finetune(args: argparse.Namespace) -> None:
     save_every = 0 if gates else eval_every  # gates are in no checkpoint
     save_every = save_every if args.checkpoint_every is None else args.checkpoint_every
     check_choices(args.optimizer, format)
+    if args.suggest and (args.optimizer != "ivon" or args.ess is not None):
+        raise ValueError("--suggest chooses IVON's λ: leave it, or --ess and --optimizer, out.")
     hyperparameters(args.optimizer, args.preset, args.task)  # refuse an unknown one before anything is loaded
     lora = LoraSettings(r=args.rank)
     check_model(args.model, quantize=args.quantize, dtype=args.dtype, lora=lora)
@@ -191,6 +195,14 @@ def finetune(args: argparse.Namespace) -> None:
         if first:
             print(f"Checkpoints go to {folder}/: the same command continues from the last one.", flush=True)
     given = {"lr": args.lr} | ({"ess": args.ess, "hess_init": args.hess_init} if args.optimizer == "ivon" else {})
+    if args.suggest:
+        suggestion = suggest_hyperparameters(
+            model, task, steps=steps, format=format, batch_size=args.batch_size, train_size=args.train_size,
+            seed=args.seed, **{} if args.hess_init is None else {"hess_init": args.hess_init},
+        )  # fmt: skip
+        if first:
+            print(suggestion, flush=True)
+        given |= suggestion.settings()
     run = run_finetune(
         model, task, optimizer=args.optimizer, steps=steps, seed=args.seed, batch_size=args.batch_size,
         accumulation=args.accumulation, train_size=args.train_size, format=format, preset=args.preset,

@@ -246,6 +246,16 @@ def test_options_reach_the_run(model, tmp_path, capsys):
     assert {p.shape[0] for name, p in load_run(out).weights.items() if "lora_A" in name} == {3}
 
 
+def test_a_suggestion_is_printed_and_used(model, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ("--suggest", "--hess-init", 2e-3, "--samples", 0)
+    assert command("finetune", "--model", model, *SMALL, *options, "--out", out) == 0
+    ess = float(re.search(r"σ \S+, λ (\S+) at h₀ 0.002, β₂ 0.95: the noise costs", capsys.readouterr().out)[1])
+    settings = json.loads((out / "run.json").read_text("utf8"))["config"]["settings"]
+    assert settings["ess"] == pytest.approx(ess, rel=0.01) and settings["hess_init"] == 2e-3
+    assert settings["beta2"] == 1 - 0.1 / 2  # of two steps
+
+
 @pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
 def test_gates_are_learned_and_evaluate_scores_the_gated_run(optimizer, model, tmp_path, capsys):
     out = tmp_path / "run"
@@ -317,6 +327,8 @@ def test_bad_input_is_refused_in_one_line(name, options, words, model, tmp_path,
         (["--lr", "-1"], ["lr", "-1.0"]),
         (["--ess", "0"], ["ess"]),
         (["--hess-init", "nan"], ["hess_init"]),
+        (["--suggest", "--optimizer", "adamw"], ["--suggest", "--optimizer"]),
+        (["--suggest", "--ess", "1e6"], ["--suggest", "--ess"]),
         (["--gate-prior", "1"], ["gate_prior", "gates"]),
         (["--gates", "--gate-prior", "-1"], ["prior", "-1.0"]),
         (["--gates", "--checkpoint-every", "1"], ["gates", "checkpoints"]),
