@@ -1,4 +1,4 @@
-"""Choose λ from the noise that a model can bear, instead of borrowing it from another model.
+"""Choose λ from the noise that a model can bear and β₂ from the length of a run, instead of borrowing them.
 
 IVON's first σ is 1/√(λ(h₀ + δ)). Which σ is right depends on model, task, answer format and LoRA's shape, so a λ that
 was tuned elsewhere need not fit. What noise costs can be measured. For a loss ℓ and ε ~ N(0, I),
@@ -19,7 +19,9 @@ raising σ until the target was met made the runs worse. So σ stays at or below
 How far h may move matters as much. With IVON's β₂ = 1 − 10⁻⁵ and a few hundred steps it stays at h₀, and v is the same
 for all weights. So β₂ = 1 − 0.1/steps, with which h goes a tenth of the way to the curvature that the run sees.
 
-`benchmarks/suggest.py` records how that compares with borrowed presets, in `data/runs/suggest`; notebook 11 shows it.
+`benchmarks/suggest.py` compares that with borrowing the preset (`data/runs/suggest`, notebook 11). On two other tasks
+the suggestion is better, by β₂ alone, since σ stays at its bound there. For two other shapes of LoRA, where it asks for
+less noise, no difference can be told. So where a similar model has a λ, borrow it and set β₂; where none has, start here.
 """
 
 from __future__ import annotations
