@@ -21,7 +21,7 @@ for all weights. So β₂ = 1 − 0.1/steps, with which h goes a tenth of the wa
 
 `benchmarks/suggest.py` compares that with borrowing the preset (`data/runs/suggest`, notebook 11). On two other tasks
 the suggestion is better, by β₂ alone, since σ stays at its bound there. For two other shapes of LoRA, where it asks for
-less noise, no difference can be told. So where a similar model has a λ, borrow it and set β₂; where none has, start here.
+less noise, no difference can be told. So where a similar model has a λ, borrow it and set β₂; else start here.
 """
 
 from __future__ import annotations
