@@ -13,10 +13,10 @@ lower it. So :func:`suggest_hyperparameters` takes ℓ(θ) = KL[p_m ‖ p_θ], h
 cost that the cross-entropy would have if answers were drawn from the model's own beliefs: 0 at σ = 0, never negative,
 with the Fisher matrix as its Hessian. It can be measured at LoRA's start, where half of the weights are still 0.
 
-The cost says when noise is too much, not that more of it would do good: on a task whose predictions noise moves little,
+A cost below the target does not mean that more noise would do good: on a task whose predictions noise moves little,
 raising σ until the target was met made the runs worse. So σ stays at or below ``sigma_max``, the tuned preset's.
 
-How far h may move matters as much. With IVON's β₂ = 1 − 10⁻⁵ and a few hundred steps it stays at h₀, and v is the same
+How far h may move matters too. With IVON's β₂ = 1 − 10⁻⁵ and a few hundred steps it stays at h₀, and v is the same
 for all weights. So β₂ = 1 − 0.1/steps, with which h goes a tenth of the way to the curvature that the run sees.
 
 `benchmarks/suggest.py` compares that with borrowing the preset (`data/runs/suggest`, notebook 11). On two other tasks
