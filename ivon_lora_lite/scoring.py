@@ -63,7 +63,7 @@ def answer_logits(model: nn.Module, batch: Batch, copies: int | None = None) -> 
             to copy (:func:`ivon_lora_lite.stacking.stacked`).
 
     Raises:
-        ValueError: the format needs another kind of model, or the classifier has too few classes.
+        ValueError: the format needs another kind of model, or the classifier has another number of classes.
     """
     device = model.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
