@@ -24,15 +24,24 @@ from pathlib import Path
 import peft
 import torch
 
-from ivon_lora_lite import LoraSettings, bit_operations, finetune, load_model, load_task, predict, score
+from ivon_lora_lite import (
+    LoraSettings,
+    answer_logits,
+    answer_loss,
+    collate,
+    finetune,
+    load_model,
+    load_task,
+    predict,
+    score,
+    trainable,
+)
+from ivon_lora_lite.evaluation import METRICS
 from ivon_lora_lite.files import provenance, read_json, write_json
-from ivon_lora_lite.gates import Decisions, GateSettings, LayerDecision
-from ivon_lora_lite.gates.bops import FULL_BITS
-from ivon_lora_lite.gates.layers import PREFIX, lora_layers
-from ivon_lora_lite.models import default_targets
-from ivon_lora_lite.posterior import trainable
-from ivon_lora_lite.prediction import METRICS
-from ivon_lora_lite.scoring import answer_logits, answer_loss, collate
+from ivon_lora_lite.gates import Decisions, GateSettings, LayerDecision, bit_operations
+from ivon_lora_lite.gates.attach import FULL_BITS
+from ivon_lora_lite.language import default_targets
+from ivon_lora_lite.posterior import PREFIX, lora_layers
 
 RANK = 8
 ROUNDED = (8, 4, 2)
@@ -103,7 +112,7 @@ def adalora_trial(task, args, seed: int) -> dict:
             order = [*order, *torch.randperm(len(questions)).tolist()]
         chosen, order = order[:4], order[4:]
         batch = collate([questions[i] for i in chosen], tokenizer, args.format)
-        loss = answer_loss(answer_logits(model, batch), batch["answers"])
+        loss = answer_loss(answer_logits(model, batch, args.format), batch["answers"])
         (loss + config.orth_reg_weight * orthogonality(params)).backward()
         torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
         optimizer.step()

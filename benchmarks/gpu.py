@@ -36,13 +36,24 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from ivon_lora_lite import GaussianPosterior, finetune, load_model, load_task, predict, score, tau_sweep
+from ivon_lora_lite import (
+    IVON,
+    GaussianPosterior,
+    answer_logits,
+    answer_loss,
+    collate,
+    finetune,
+    hyperparameters,
+    load_model,
+    load_task,
+    lora_parameters,
+    predict,
+    reset_lora,
+    score,
+    tau_sweep,
+)
 from ivon_lora_lite.files import provenance, write_json
-from ivon_lora_lite.ivon import IVON
-from ivon_lora_lite.models import _checkpoint_gradients, lora_parameters, reset_lora
-from ivon_lora_lite.presets import hyperparameters
-from ivon_lora_lite.scoring import answer_logits, answer_loss, collate
-from ivon_lora_lite.standin import LLAMA_2_7B, TINY, random_llama
+from ivon_lora_lite.language import LLAMA_2_7B, TINY, models, random_llama
 
 RUNS = [(task, optimizer) for task in ("everyday", "arc_easy") for optimizer in ("adamw", "ivon")]
 PARTS = ["optimizer", "profile", "evaluation", *(f"{task}-{optimizer}" for task, optimizer in RUNS)]
@@ -200,7 +211,7 @@ def profile(bench: Bench) -> dict:
             "peak_memory_GiB": memory[name],
         }
     optimizers.clear()
-    _checkpoint_gradients(model.base_model.model)
+    models.checkpoint_gradients(model.base_model.model)
     chosen, times = makers()["IVON"](model), []
 
     def steps():
@@ -248,7 +259,7 @@ def step(model, optimizer, batch, now: Callable[[], float] | None = None) -> dic
     context = optimizer.sampled_params(train=True) if hasattr(optimizer, "sampled_params") else nullcontext()
     with context:
         marks += [now()] if now else []
-        answer_loss(answer_logits(model, batch), batch["answers"]).backward()
+        answer_loss(answer_logits(model, batch, "letter"), batch["answers"]).backward()
         marks += [now()] if now else []
     marks += [now()] if now else []
     optimizer.step()

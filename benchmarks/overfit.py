@@ -19,10 +19,9 @@ import statistics
 import time
 from pathlib import Path
 
-from ivon_lora_lite import Predictions, Run, Task, finetune, load_model, load_task, predict, score
-from ivon_lora_lite.experiment import save_run
+from ivon_lora_lite import Predictions, Run, Task, finetune, load_model, load_task, predict, save_run, score
+from ivon_lora_lite.evaluation import METRICS
 from ivon_lora_lite.files import provenance, read_json, write_json
-from ivon_lora_lite.prediction import METRICS
 
 METHODS = {"adamw-high": ("adamw", {"lr": 5e-4}), "adamw": ("adamw", {}), "ivon": ("ivon", {})}
 HISTORY = "history.json"

@@ -13,8 +13,7 @@ import time
 import torch
 from torch import nn
 
-from ivon_lora_lite import load_model, load_task, lora_parameters
-from ivon_lora_lite.scoring import answer_logits, answer_loss, collate
+from ivon_lora_lite import answer_logits, answer_loss, collate, load_model, load_task, lora_parameters
 
 
 def padded_logits(model: nn.Module, questions: list) -> torch.Tensor:

@@ -34,13 +34,27 @@ from pathlib import Path
 
 import torch
 
-from ivon_lora_lite import GaussianPosterior, LoraSettings, Run, finetune, load_model, load_task, predict, score
+from ivon_lora_lite import (
+    GaussianPosterior,
+    LoraSettings,
+    Run,
+    answer_logits,
+    answer_loss,
+    collate,
+    finetune,
+    hyperparameters,
+    load_model,
+    load_task,
+    lora_parameters,
+    noise_cost,
+    predict,
+    reset_lora,
+    score,
+    suggest_hyperparameters,
+)
+from ivon_lora_lite.evaluation import METRICS
 from ivon_lora_lite.files import provenance, read_json, write_json
-from ivon_lora_lite.models import lora_parameters, reset_lora
-from ivon_lora_lite.prediction import METRICS
-from ivon_lora_lite.presets import hyperparameters
-from ivon_lora_lite.scoring import answer_logits, answer_loss, collate
-from ivon_lora_lite.suggest import SIGMA, noise_cost, prediction_shift, suggest_hyperparameters
+from ivon_lora_lite.training import SIGMA, prediction_shift
 
 PARTS = ("cost", "transfer", "rank", "isotropic", "task", "shape")
 GRID = (0.01, 0.02, 0.035, 0.05, 0.08)

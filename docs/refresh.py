@@ -52,7 +52,8 @@ def optimizer_table() -> str:
 
 def methods_table() -> str:
     """Table 1 at small scale: the average over tasks (or the only task), from the recorded cells."""
-    from ivon_lora_lite.table1 import Table, load_records
+    from ivon_lora_lite import Table
+    from ivon_lora_lite.studies import load_records
 
     records = load_records(TABLE1)
     table, config = Table.from_records(records), records[0].config
@@ -84,8 +85,8 @@ def readme(text: str) -> str:
 
 def picture(path: Path) -> None:
     """The τ trade-off over tasks and seeds, from the recorded demo and sweeps."""
-    from ivon_lora_lite.over_seeds import seeds_figure
-    from ivon_lora_lite.sweep import TauSweep
+    from ivon_lora_lite import TauSweep
+    from ivon_lora_lite.plots import seeds_figure
 
     demo = sorted(DEMO.glob("seed*"))
     sweeps = {"everyday, 200 steps": [TauSweep.load(f / "predictions" / "tau-sweep.safetensors") for f in demo]}

@@ -1,10 +1,11 @@
-"""Files that are whole or absent, and the facts that a recorded result carries."""
+"""Files and folders that are whole or absent, and the facts that a recorded result carries."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["atomic_path", "provenance", "read_json", "read_tensors", "write_json", "write_tensors", "write_text"]
 
 PACKAGES = ("torch", "transformers", "peft", "ivon-lora-lite")
 
@@ -33,6 +33,33 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextmanager
+def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A new folder beside ``folder``; on success it takes the place of ``folder``, on failure it is removed.
+
+    A folder that is there already is moved aside first, and comes back if the new one cannot take its place.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            os.replace(folder, aside)
+        try:
+            os.replace(temporary, folder)
+        except BaseException:
+            if aside.exists():
+                os.replace(aside, folder)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -73,18 +100,45 @@ def read_tensors(path: str | os.PathLike, format: str, what: str) -> tuple[dict[
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or of another format.
     """
+    with _opened(path, what) as file:
+        header = file.metadata() or {}
+        if header.get("format") != format:
+            raise ValueError(f"{path} holds no {what} of this package (format {header.get('format')!r}).")
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    return tensors, json.loads(header.get("facts", "{}"))
+
+
+def format_of(path: str | os.PathLike, what: str) -> str | None:
+    """The format that a safetensors file states in its header; raises as :func:`read_tensors` does."""
+    with _opened(path, what) as file:
+        return (file.metadata() or {}).get("format")
+
+
+@contextmanager
+def _opened(path: str | os.PathLike, what: str) -> Iterator:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no {what} at {path}.")
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != format:
-                raise ValueError(f"{path} holds no {what} of this package (format {header.get('format')!r}).")
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(header["facts"])  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def data_path(*parts: str) -> Path:
+    """A file or folder of ``data/`` that the package carries (installed), or of the checkout that it runs from."""
+    here = Path(__file__).resolve().parent
+    for base in (here, here.parent):
+        if (path := base.joinpath("data", *parts)).exists():
+            return path
+    raise FileNotFoundError(f"data/{'/'.join(parts)} is missing: reinstall ivon-lora-lite.")
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, shortened."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def provenance() -> dict:

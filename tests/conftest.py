@@ -11,8 +11,9 @@ import importlib.util
 import pytest
 import torch
 
-from ivon_lora_lite.models import LoraSettings, _peft_config, load_model, lora_parameters
-from ivon_lora_lite.tasks import Question, letter_prompt
+from ivon_lora_lite import LoraSettings, Question, load_model, lora_parameters
+from ivon_lora_lite.language import letter_prompt
+from ivon_lora_lite.language.adapters import peft_config
 
 VOCABULARY = 512  # of both tokenizers, so that they serve the same models
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -162,7 +163,7 @@ def tiny_model(tiny_tokenizer):
             model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
             model.requires_grad_(False)
             if lora:
-                model = peft.get_peft_model(model, _peft_config(model, LoraSettings()))
+                model = peft.get_peft_model(model, peft_config(model, LoraSettings()))
                 for p in lora_parameters(model) if trained else []:
                     p.data.normal_(0, 0.2)
         model.tokenizer = tokenizer or tiny_tokenizer

@@ -5,42 +5,12 @@ abstract and from Bayesian Bits (van Baalen et al. 2020), on which it builds; wh
 symmetric ranges, one quantiser per matrix, gates that start open, activations that stay in 16 bits, the unit of μ.
 """
 
-# ruff: noqa: F401 (names for type checkers, loaded lazily at run time)
+from ..training import ATTACHED
+from .attach import Gates, add_gates, attached, freeze_gates, gate_loss, gate_parameters, gates_of, remove_gates
+from .bops import BitOperations, bit_operations, summary
+from .decisions import Decisions, GatedPosterior, LayerDecision
+from .quantizer import BayesianBits, quantize
+from .rank import RankGate
+from .training import GateSettings
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from .._lazy import lazy
-
-if TYPE_CHECKING:
-    from .attach import (
-        Gates,
-        add_gates,
-        freeze_gates,
-        gate_loss,
-        gate_parameters,
-        merge_gates,
-        remove_gates,
-        save_gated,
-    )
-    from .bops import BitOperations, bit_operations
-    from .decisions import Decisions, GatedPosterior, LayerDecision
-    from .quantizer import BayesianBits, quantize
-    from .rank import RankGate
-    from .training import GateSettings
-
-_WHERE = {
-    "attach": (
-        "Gates", "add_gates", "freeze_gates", "gate_loss", "gate_parameters", "merge_gates", "remove_gates",
-        "save_gated",
-    ),
-    "bops": ("BitOperations", "bit_operations"),
-    "decisions": ("Decisions", "GatedPosterior", "LayerDecision"),
-    "quantizer": ("BayesianBits", "quantize"),
-    "rank": ("RankGate",),
-    "training": ("GateSettings",),
-}  # fmt: skip
-_MODULE = {name: module for module, names in _WHERE.items() for name in names}
-__all__ = sorted(_MODULE)
-__getattr__, __dir__ = lazy(globals(), _MODULE)
+ATTACHED["gates"] = lambda settings: Decisions.from_facts(settings["decided"])

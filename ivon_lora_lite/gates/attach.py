@@ -4,7 +4,8 @@
     optimizer = torch.optim.AdamW([{"params": lora_parameters(model), "lr": 2e-4}, *gate_parameters(model)])
     (loss(model, batch) + gate_loss(model)).backward()          # every forward pass in training draws the gates
     freeze_gates(model)                                         # decisions instead of draws, from now on
-    save_gated(model, "adapter")                                # plain PEFT, of the learned ranks
+    decisions = remove_gates(model)
+    decisions.save_adapter(model, read_weights(model), "adapter")   # plain PEFT, of the learned ranks
 
 The gates are no parameters of the model: ``model.parameters()`` stays A and B. So IVON puts its Gaussian on these
 alone, PEFT saves an ordinary adapter, and the gates are trained by an optimizer (or a group) of their own.
@@ -12,31 +13,14 @@ alone, PEFT saves an ordinary adapter, and the gates are trained by an optimizer
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..posterior import trainable
-from .bops import FULL_BITS
-from .decisions import Decisions, LayerDecision
-from .layers import PREFIX, LoraPair, lora_layers
+from ..posterior import LoraPair, lora_layers
+from .decisions import FULL_BITS, Decisions, LayerDecision
 from .quantizer import BayesianBits
 from .rank import RankGate
-
-__all__ = [
-    "Gates",
-    "add_gates",
-    "attached",
-    "freeze_gates",
-    "gate_loss",
-    "gate_parameters",
-    "merge_gates",
-    "remove_gates",
-    "save_gated",
-]
 
 START = 2.0  # φ: a fresh gate is 0 in 3 % of the draws and 1 in 60 %, so the directions are put in order early
 LR, RANGE_LR = 0.1, 0.01
@@ -85,7 +69,9 @@ class Gated(nn.Module):
         quantizer = layer.a if self.matrix == "a" else layer.b
         if quantizer is not None:
             weight = quantizer(weight, soft)
-        if self.matrix == "a" and layer.rank is not None:  # once is enough: a zero row of A idles its column of B
+        if (
+            self.matrix == "a" and layer.rank is not None
+        ):  # once is enough: where A's row is zero, B's column has no effect
             weight = layer.rank(weight, soft)
         return weight
 
@@ -188,7 +174,7 @@ def attached(model: nn.Module) -> Gates | None:
     return vars(model).get("_gates")
 
 
-def _of(model: nn.Module) -> Gates:
+def gates_of(model: nn.Module) -> Gates:
     gates = attached(model)
     if gates is None:
         raise ValueError("The model has no gates: add_gates(model) first.")
@@ -197,24 +183,24 @@ def _of(model: nn.Module) -> Gates:
 
 def gate_parameters(model: nn.Module, lr: float = LR, range_lr: float = RANGE_LR) -> list[dict]:
     """Parameter groups for an optimizer: φ of all gates with ``lr``, ρ of all ranges with ``range_lr``."""
-    return _of(model).parameter_groups(lr, range_lr)
+    return gates_of(model).parameter_groups(lr, range_lr)
 
 
 def gate_loss(model: nn.Module) -> Tensor:
     """The penalty to add to the loss: μ times the expected share of bit operations."""
-    return _of(model).loss()
+    return gates_of(model).loss()
 
 
 def freeze_gates(model: nn.Module) -> Decisions:
     """From now on gates are decisions in training too, and stay as they are; weights and ranges may be trained on."""
-    gates = _of(model)
+    gates = gates_of(model)
     gates.freeze()
     return gates.decisions()
 
 
 def remove_gates(model: nn.Module) -> Decisions:
     """Take the gates off. The weights are the ungated ones, in the same Parameter objects as before."""
-    gates = _of(model)
+    gates = gates_of(model)
     decisions = gates.decisions()
     for pair in gates.pairs:
         for module in (pair.a, pair.b):
@@ -223,24 +209,3 @@ def remove_gates(model: nn.Module) -> Decisions:
     vars(model).pop("_gates_hook").remove()
     del vars(model)["_gates"]
     return decisions
-
-
-def merge_gates(model: nn.Module) -> Decisions:
-    """Take the gates off and leave what they made of the weights: on their grids, zero where a direction is off."""
-    decisions = remove_gates(model)
-    params = trainable(model)
-    with torch.no_grad():
-        for name, weight in decisions.apply({n: p.detach() for n, p in params.items()}).items():
-            params[name].copy_(weight)
-    return decisions
-
-
-def save_gated(model: nn.Module, folder: str | os.PathLike) -> Path:
-    """Write a plain PEFT adapter of the decided ranks: :meth:`Decisions.save_adapter`. The gates stay on."""
-    decisions = _of(model).decisions()
-    weights = {n: p.detach().float().cpu() for n, p in trainable(model).items() if ".lora_" not in n}  # a head
-    for name, pair in lora_layers(model).items():
-        for which, module in (("lora_A", pair.a), ("lora_B", pair.b)):
-            own = module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
-            weights[f"{PREFIX}{name}.{which}.weight"] = own.detach().float().cpu()
-    return decisions.save_adapter(model, weights, folder)

@@ -9,18 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from .layers import lora_layers
-
-if TYPE_CHECKING:
-    from .decisions import Decisions
-
-__all__ = ["FULL_BITS", "BitOperations", "bit_operations"]
-
-FULL_BITS = 16  # of weights that no gate quantises, and of activations
+from ..posterior import lora_layers
+from .attach import attached
+from .decisions import FULL_BITS, Decisions, LayerDecision
 
 
 @dataclass(frozen=True)
@@ -57,8 +51,6 @@ def bit_operations(
         weight_bits: of matrices that no gate quantises.
         activation_bits: of what the matrices are multiplied with; gates do not change it.
     """
-    from .attach import attached
-
     gates = attached(model)
     if decisions is None and gates is not None:
         decisions = gates.decisions()
@@ -69,8 +61,26 @@ def bit_operations(
         if decisions is not None and name in decisions.layers:
             own = decisions.layers[name]
             rank, bits = own.rank, (own.bits_a, own.bits_b)
-        for matrix, width, wide in zip(("lora_A", "lora_B"), (d_in, d_out), bits):
-            row = {"macs": tokens * rank * width, "weight_bits": wide or weight_bits}
+        for matrix, width, own_bits in zip(("lora_A", "lora_B"), (d_in, d_out), bits):
+            row = {"macs": tokens * rank * width, "weight_bits": own_bits or weight_bits}
             row |= {"activation_bits": activation_bits}
             matrices[f"{name}.{matrix}"] = row | {"bops": row["macs"] * row["weight_bits"] * activation_bits}
     return BitOperations(matrices, tokens)
+
+
+def summary(decisions: Decisions, model: nn.Module) -> str:
+    """Ranks, widths and bit operations in one sentence.
+
+    Args:
+        decisions: such as ``run.gates``.
+        model: the PEFT model that they are for.
+    """
+    full = {name: LayerDecision(pair.shape[2]) for name, pair in lora_layers(model).items()}
+    share = bit_operations(model, decisions=decisions).total / bit_operations(model, decisions=Decisions(full)).total
+    layers, count = decisions.layers.values(), len(decisions.layers)
+    rank, most = sum(own.rank for own in layers) / count, sum(own.rank for own in full.values()) / len(full)
+    widths = [bits or FULL_BITS for own in layers for bits in (own.bits_a, own.bits_b)]
+    return (
+        f"Gates: mean rank {rank:.1f} of {most:g}, mean width {sum(widths) / len(widths):.1f} bits; {share:.1%} of the "
+        f"bit operations of full rank in {FULL_BITS} bits"
+    )

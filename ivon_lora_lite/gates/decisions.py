@@ -17,14 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..files import write_json, write_tensors
-from ..posterior import GaussianPosterior, Posterior, read_posterior, write_posterior
-from .layers import PREFIX, lora_layers
+from ..posterior import PREFIX, GaussianPosterior, Posterior
 from .quantizer import quantize
 
-__all__ = ["DECISIONS_FILE", "Decisions", "GatedPosterior", "LayerDecision"]
-
 DECISIONS_FILE = "gates.json"
-FORMAT = "ivon_lora_lite.GatedPosterior/1"
+FULL_BITS = 16  # of weights that no gate quantises, and of activations
 
 
 @dataclass(frozen=True)
@@ -63,24 +60,6 @@ class Decisions:
             out[a] = torch.cat([out[a][: own.rank], torch.zeros_like(out[a][own.rank :])])
             out[b] = torch.cat([out[b][:, : own.rank], torch.zeros_like(out[b][:, own.rank :])], 1)
         return out
-
-    def summary(self, model: nn.Module) -> str:
-        """Ranks, widths and bit operations in one sentence.
-
-        Args:
-            model: the PEFT model that the decisions are for.
-        """
-        from .bops import FULL_BITS, bit_operations
-
-        open_layers = Decisions({name: LayerDecision(pair.shape[2]) for name, pair in lora_layers(model).items()})
-        share = bit_operations(model, decisions=self).total / bit_operations(model, decisions=open_layers).total
-        ranks, full = [own.rank for own in self.layers.values()], [own.rank for own in open_layers.layers.values()]
-        widths = [own.bits_a or FULL_BITS for own in self.layers.values()]
-        widths += [own.bits_b or FULL_BITS for own in self.layers.values()]
-        return (
-            f"Gates: mean rank {sum(ranks) / len(ranks):.1f} of {sum(full) / len(full):g}, mean width "
-            f"{sum(widths) / len(widths):.1f} bits; {share:.1%} of the bit operations of full rank in {FULL_BITS} bits"
-        )
 
     def facts(self) -> dict[str, dict]:
         """The same as JSON-able numbers."""
@@ -140,6 +119,9 @@ class GatedPosterior(Posterior):
         decisions: what the gates decided.
     """
 
+    FORMAT = "ivon_lora_lite.GatedPosterior/1"
+    PARTS = ("mean", "variance")
+
     def __init__(self, base: GaussianPosterior, decisions: Decisions):
         self.base, self.decisions = base, decisions
 
@@ -149,28 +131,17 @@ class GatedPosterior(Posterior):
 
     @property
     def metadata(self) -> Mapping[str, object]:
-        return self.base.metadata
+        return {**self.base.metadata, "gates": self.decisions.facts()}
 
     def sample(self, seed: int, tau: float = 1.0) -> dict[str, Tensor]:
         """The base's draw, gated."""
         return self.decisions.apply(self.base.sample(seed, tau))
 
-    def save(self, folder: str | os.PathLike) -> Path:
-        """Write ``posterior.safetensors``: the Gaussian, with the decisions in its header."""
-        parts = {"mean": self.base.mean, "variance": self.base.variance}
-        return write_posterior(folder, FORMAT, parts, {**self.base.metadata, "gates": self.decisions.facts()})
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """The Gaussian's own; the decisions are in the metadata."""
+        return self.base.parts()
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> GatedPosterior:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged or of another format.
-        """
-
-        def build(mean, variance, facts):
-            decisions = Decisions.from_facts(facts.pop("gates"))
-            return cls(GaussianPosterior(mean, variance, facts), decisions)
-
-        return read_posterior(folder, FORMAT, ("mean", "variance"), build)
+    def from_parts(cls, parts, metadata):
+        base = {name: fact for name, fact in metadata.items() if name != "gates"}
+        return cls(GaussianPosterior(**parts, metadata=base), Decisions.from_facts(metadata["gates"]))

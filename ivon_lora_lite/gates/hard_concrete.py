@@ -15,8 +15,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["BETA", "GAMMA", "THRESHOLD", "ZETA", "hard_concrete", "is_open", "probability_open"]
-
 BETA, ZETA, GAMMA = 2 / 3, 1.1, -0.1
 THRESHOLD = 0.34  # a gate that is 0 with at least this probability is closed at test time
 SHIFT = BETA * math.log(-GAMMA / ZETA)

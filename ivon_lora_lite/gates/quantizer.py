@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from .hard_concrete import hard_concrete, is_open, probability_open
 
-__all__ = ["BITS", "BayesianBits", "quantize", "residuals", "step_sizes"]
-
 BITS = (2, 4, 8, 16, 32)
 ADDED = (2.0, 4.0, 8.0, 16.0)  # what each gate adds to the first two bits
 EDGE = 1 - 1e-7  # x = a would otherwise round up, to a value outside the grid

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from .hard_concrete import hard_concrete, is_open, probability_open
 
-__all__ = ["RankGate"]
-
 
 class RankGate(nn.Module):
     """The learned rank of one pair A, B: direction i is multiplied by Π_{j ≤ i} z_j.

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback
 
-from .._plumbing import several_ranks, views
+from ..ivon import average_over_ranks
+from ..training import Run
 from .attach import LR, RANGE_LR, START, Gates, add_gates, remove_gates
-from .decisions import Decisions
-
-__all__ = ["GateSettings", "GateTraining", "gated"]
+from .decisions import Decisions, GatedPosterior
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,16 @@ class GateSettings:
         if not 0 <= self.freeze <= 1:
             raise ValueError(f"freeze is {self.freeze}; expected a share of the steps between 0 and 1.")
 
+    @contextmanager
+    def attach(self, model: nn.Module, seed: int) -> Iterator[GateTraining]:
+        """Within the context the model has gates; it yields what trains them, and leaves ungated weights."""
+        options = {"bits": self.bits, "rank": self.rank, "prior": self.prior, "start": self.start}
+        training = GateTraining(add_gates(model, seed=seed, **options), self)
+        try:
+            yield training
+        finally:
+            training.decisions = remove_gates(model)
+
 
 @dataclass
 class GateTraining(TrainerCallback):
@@ -71,7 +79,8 @@ class GateTraining(TrainerCallback):
             self.gates.freeze()
         else:
             self.gates.loss().backward()
-        average_over_ranks([p.grad for group in self.optimizer.param_groups for p in group["params"]])
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        average_over_ranks([p.grad for p in params if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -87,24 +96,10 @@ class GateTraining(TrainerCallback):
         now = {"gate_rank": rank, "gate_bits": (bits_a + bits_b) / 2, "gate_share": share, "gate_layers": layers}
         self.history.append({"step": state.global_step, **now})
 
-
-def average_over_ranks(grads: list[torch.Tensor | None]) -> None:
-    """All-reduce gradients to their mean, in place, if there are several processes."""
-    present = [grad for grad in grads if grad is not None]
-    if several_ranks() and present:
-        flat = torch.cat([grad.flatten() for grad in present])
-        dist.all_reduce(flat)
-        torch._foreach_copy_(present, views(flat / dist.get_world_size(), present))
-
-
-@contextmanager
-def gated(model: nn.Module, settings: GateSettings, seed: int) -> Iterator[GateTraining]:
-    """Within the context the model has gates; it yields the callback that trains them, and leaves ungated weights."""
-    gates = add_gates(
-        model, bits=settings.bits, rank=settings.rank, prior=settings.prior, start=settings.start, seed=seed
-    )
-    training = GateTraining(gates, settings)
-    try:
-        yield training
-    finally:
-        training.decisions = remove_gates(model)
+    def finish(self, run: Run) -> Run:
+        """The run with gated weights and draws, and what was decided."""
+        config = {**run.config, "gates": {**asdict(self.settings), "decided": self.decisions.facts()}}
+        history = sorted([*run.history, *self.history], key=lambda record: record["step"])
+        posterior = run.posterior and GatedPosterior(run.posterior, self.decisions)
+        weights = self.decisions.apply(run.weights)
+        return replace(run, weights=weights, posterior=posterior, config=config, history=history, gates=self.decisions)

@@ -1,0 +1,47 @@
+"""`demo`: AdamW against IVON, with a report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import data_options, model_options, positive, training_options
+
+
+def add(commands) -> None:
+    parents = [data_options(), model_options(), training_options()]
+    p = commands.add_parser("demo", parents=parents, help="AdamW against IVON, with a report")
+    p.add_argument("--train-size", type=positive, default=160, help="training questions (default: 160)")
+    p.add_argument(
+        "--test-size", type=positive, help="evaluate on the first test questions only, this many (default: all)"
+    )
+    p.add_argument("--samples", type=positive, default=10, help="draws from the posterior (default: 10)")
+    p.add_argument("--taus", type=float, nargs="*", default=[], help="temperatures to sample at besides 0 and 1")
+    p.add_argument("--seeds", type=int, nargs="+", help="several seeds: one folder each, and a summary")
+    p.add_argument("--no-weights", action="store_true", help="do not keep adapters and posterior")
+    p.add_argument("--no-report", action="store_true", help="no report.html")
+    p.add_argument("--out", type=Path, default=Path("outputs/demo"))
+    p.set_defaults(function=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..files import write_json
+    from ..studies.demo import METRICS_FILE, run_demo, summarize, table
+
+    seeds = list(dict.fromkeys(args.seeds or [args.seed]))
+    folders = [args.out / f"seed{seed}" if args.seeds else args.out for seed in seeds]
+    for seed, folder in zip(seeds, folders):
+        if args.seeds and (folder / METRICS_FILE).exists():
+            print(f"{folder} is finished already.")
+            continue
+        scores = run_demo(
+            folder, task=args.task, model=args.model, steps=args.steps, train_size=args.train_size,
+            batch_size=args.batch_size, samples=args.samples, test_size=args.test_size, seed=seed, format=args.format,
+            dtype=args.dtype, hub=args.hub, taus=args.taus, weights=not args.no_weights, report=not args.no_report,
+            progress=not args.quiet,
+        )  # fmt: skip
+        print(f"\n{table(scores)}\n\n95 % intervals over questions in brackets. Everything is in {folder}/", end="")
+        print("" if args.no_report else f"; open {folder}/report.html in a browser.")
+    if args.seeds:
+        write_json(args.out / "summary.json", summarize(folders))
+        print(f"Summary over seeds: {args.out}/summary.json")

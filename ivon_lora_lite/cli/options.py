@@ -1,0 +1,51 @@
+"""Options that commands share, and the kinds of numbers that they take."""
+
+from __future__ import annotations
+
+import argparse
+
+HUB = "folder laid out like the Hub to read datasets from (default: $IVON_LORA_HUB)"
+
+
+def data_options() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--task", help="one of those that `tasks` lists (default: everyday)", default="everyday")
+    p.add_argument("--hub", help=HUB)
+    return p
+
+
+def model_options(by_preset: bool = False) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--model", default="smollm2-135m", help="embedded default, Hub id, or local folder")
+    p.add_argument("--dtype", default="auto", help="of the frozen base: auto, fp32, bf16, fp16")
+    default, said = (None, " (default: the preset's)") if by_preset else ("text", "")
+    more = " or class (a classifier, for GLUE)" if by_preset else ""
+    p.add_argument("--format", default=default, help=f"text (small models), letter (the paper's){more}{said}")
+    return p
+
+
+def training_options(by_preset: bool = False) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(add_help=False)
+    steps, said = (None, "the preset's: 200, or the paper's 10000") if by_preset else (200, "200")
+    p.add_argument("--steps", type=positive, default=steps, help=f"optimizer steps (default: {said})")
+    p.add_argument("--batch-size", type=positive, default=4, help="questions per step and process (default: 4)")
+    p.add_argument("--seed", type=int, default=21)
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    return p
+
+
+def positive(text: str) -> int:
+    value = count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return value

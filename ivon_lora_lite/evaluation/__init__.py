@@ -1,0 +1,28 @@
+"""Predictions with draws, and what they are worth.
+
+* `metrics.py`: accuracy, ECE, NLL, Brier score … of probabilities ``[..., N, C]``;
+* `scores.py`: logits ``[S, N, C]`` as a file, and their scores; `comparison.py`: two methods, or several seeds;
+* `prediction.py`: the mean or draws → logits; `stacking.py`: several draws in one forward pass;
+* `sweep.py`: the same draws at several τ; `jacobians.py`, `linearization.py`: every τ from one pass.
+"""
+
+from .comparison import mean_and_error, paired_differences
+from .jacobians import Factors, jacobian, visit_gradients
+from .linearization import Linearized, linearized
+from .metrics import (
+    BINS,
+    METRICS,
+    accuracy,
+    all_metrics,
+    bootstrap_intervals,
+    brier,
+    ece,
+    entropy,
+    mutual_information,
+    nll,
+    reliability,
+)
+from .prediction import Asked, Batches, Trained, asked_of, predict
+from .scores import Predictions, Scores, score
+from .stacking import can_stack, stacked
+from .sweep import TauSweep, choose_tau, tau_sweep

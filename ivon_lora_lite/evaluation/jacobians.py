@@ -1,0 +1,90 @@
+"""Jacobians of answer logits in LoRA's weights, question by question.
+
+A LoRA factor W is a linear layer. With its input x_t and the gradient g_ct of logit f_c at its output at token t,
+∂f_c/∂W = Σ_t g_ct x_tᵀ. A question's tokens do not attend to another question, so one forward and C backward passes
+give the gradients of all questions of a batch. Only inputs and output gradients of LoRA's own layers are needed, so
+the frozen base may be 16-bit or quantised.
+
+``laplace-torch`` and ``curvlinops`` are not used: they take the first dimension of a layer's input for the number of
+examples, but a packed row (format ``text``) holds many questions, whose C logits come from many positions each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..language import Question, answer_logits, format_named
+from ..posterior import applied_weights, lora_linears
+from .prediction import Batches, evaluating
+
+Factors = dict[str, tuple[Tensor, Tensor]]  # name → inputs x [T, in], gradients g [C, T, out]
+Visit = Callable[[int, Tensor, Factors], None]
+
+
+def jacobian(factors: Factors) -> dict[str, Tensor]:
+    """∂f/∂W of every factor, name → ``[C, out, in]``."""
+    return {name: torch.einsum("cto,ti->coi", g, x) for name, (x, g) in factors.items()}
+
+
+def visit_gradients(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    questions: Sequence[Question],
+    visit: Visit,
+    *,
+    format: str = "text",
+    batch_size: int = 8,
+    progress: bool = False,
+) -> None:
+    """Call ``visit(index, f, factors)`` once per question: one forward and C backward passes per batch.
+
+    ``f`` are its answer logits ``[C]``; ``factors`` has, for every LoRA factor, the inputs ``[T, in]`` at the
+    question's own tokens and the gradients ``[C, T, out]`` of every logit at the outputs, in fp32. ∂f_c/∂W is then
+    Σ_t g_ct x_tᵀ. The model is as it was afterwards.
+
+    Args:
+        model: with LoRA, and nothing else trainable.
+        weights: name → LoRA weights to be at.
+        questions: N questions.
+        visit: what to call, in any order of questions.
+        format, batch_size, progress: as in :func:`predict`.
+
+    Raises:
+        ValueError: there are no questions, or something else than LoRA's A and B is trainable.
+    """
+    if not questions:
+        raise ValueError("There are no questions to differentiate at.")
+    modules, batches = lora_linears(model), Batches(model, questions, format, batch_size)
+    with evaluating(model), applied_weights(model, weights), torch.inference_mode(False), torch.enable_grad():
+        for index, batch in batches.each("gradients", progress):
+            _visit_batch(model, batch, index, modules, visit, format)
+
+
+def _visit_batch(
+    model: nn.Module, batch: dict, index: list[int], modules: dict[str, nn.Linear], visit: Visit, format: str
+) -> None:
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    hooks = [
+        module.register_forward_hook(lambda module, args, out: seen.__setitem__(module, (args[0].detach(), out)))
+        for module in modules.values()
+    ]
+    try:
+        f = answer_logits(model, batch, format)  # [B, C]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outputs = [seen[module][1] for module in modules.values()]
+    # a question's tokens do not attend to another question: one backward pass gives the gradients of the whole batch
+    grads = [
+        torch.autograd.grad(f[:, c][f[:, c].isfinite()].sum(), outputs, retain_graph=True) for c in range(len(f[0]))
+    ]
+    for b, (row, tokens) in enumerate(format_named(format).tokens(batch)):
+        choices = range(int(f[b].isfinite().sum()))
+        factors = {}
+        for k, (name, module) in enumerate(modules.items()):
+            g = torch.stack([grads[c][k][row, tokens] for c in choices]).float()  # [C, T, out]
+            factors[name] = (seen[module][0][row, tokens].float(), g)
+        visit(index[b], f[b, : len(choices)].detach(), factors)

@@ -1,0 +1,160 @@
+"""Questions and draws → logits ``[S, N, C]``.
+
+One draw serves the whole set of questions, and the same seed gives the same ε for every τ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..language import Question, answer_logits, collate, tokenizer_of
+from ..posterior import Posterior, applied_weights
+from .scores import Predictions
+from .stacking import can_stack, stacked
+
+
+class Trained(Protocol):
+    """What finetuning hands over: a model, the weights to put into it, perhaps a posterior, and settings."""
+
+    model: nn.Module
+    weights: Mapping[str, Tensor]
+    posterior: Posterior | None
+    config: dict
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked: a model with the weights of its mean (None: as it is), a posterior or None, an answer format."""
+
+    model: nn.Module
+    weights: Mapping[str, Tensor] | None
+    posterior: Posterior | None
+    format: str
+
+    def at_mean(self) -> AbstractContextManager:
+        """Within this context the model has its mean weights."""
+        return nullcontext() if self.weights is None else applied_weights(self.model, self.weights)
+
+
+def asked_of(source: Trained | nn.Module, posterior: Posterior | None = None, format: str | None = None) -> Asked:
+    """Complete what is asked: posterior and format are the run's, unless others are given."""
+    weights = None
+    if not isinstance(source, nn.Module):
+        weights, posterior = source.weights, posterior or source.posterior
+        source, format = source.model, format or source.config["format"]
+    return Asked(source, weights if posterior is None else posterior.mean, posterior, format or "text")
+
+
+def predict(
+    source: Trained | nn.Module,
+    questions: Sequence[Question],
+    *,
+    samples: int = 0,
+    tau: float = 1.0,
+    seed: int = 0,
+    posterior: Posterior | None = None,
+    format: str | None = None,
+    batch_size: int = 8,
+    draws_per_pass: int = 5,
+    progress: bool = False,
+) -> Predictions:
+    """Predict at the mean, or with draws from N(m, τΣ); IVON's Σ is diag v.
+
+    Args:
+        source: a finished run, or a model (then with its present weights, or with ``posterior``).
+        questions: what to answer.
+        samples: number of draws S; 0 predicts at the mean.
+        tau: scale of the covariance, τ ≥ 0.
+        seed: draw s uses seed + s, for all questions and every τ.
+        posterior: anything with ``mean``, ``sample`` and ``applied`` (:class:`Posterior`); default: the run's own.
+        format: ``"letter"``, ``"text"`` or ``"class"``; default: the run's, or text.
+        batch_size: questions per forward pass.
+        draws_per_pass: draws that share a forward pass of the frozen base; 1 needs the least memory.
+        progress: show a progress bar.
+
+    Returns:
+        :class:`Predictions` with S = max(samples, 1).
+
+    Raises:
+        ValueError: there are no questions; draws are asked of something that has no posterior.
+    """
+    if not questions:
+        raise ValueError("There are no questions to predict.")
+    if samples < 0:
+        raise ValueError(f"samples is {samples}; expected 0 (the mean) or a number of draws.")
+    asked = asked_of(source, posterior, format)
+    if samples and asked.posterior is None:
+        raise ValueError("There is no posterior to draw from: finetune with optimizer='ivon', or use samples=0.")
+    batches = Batches(asked.model, questions, asked.format, batch_size)
+    if samples:
+        seeds = [seed + s for s in range(samples)]
+        logits = batches.draws(asked.posterior, seeds, tau, draws_per_pass, progress)
+    else:
+        logits = batches.logits(asked.at_mean, progress)[None]  # [S, N, C]
+    facts = {"samples": samples, "tau": tau if samples else 0.0, "seed": seed, "format": asked.format}
+    return Predictions(logits, batches.labels, facts)
+
+
+class Batches:
+    """Questions, tokenised once in order of length, to be run through a model with any weights."""
+
+    def __init__(self, model: nn.Module, questions: Sequence[Question], format: str, batch_size: int):
+        self.model, self.format = model, format
+        self.choices = max(len(q.choices) for q in questions)
+        self.labels = torch.tensor([q.answer for q in questions])  # [N]
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt))
+        self.indices = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        tokenizer = tokenizer_of(model)
+        self.batches = [collate([questions[i] for i in index], tokenizer, format) for index in self.indices]
+
+    def logits(self, context: Callable[[], AbstractContextManager] = nullcontext, progress: bool = False) -> Tensor:
+        """Logits ``[N, C]`` on the CPU, in evaluation mode, within ``context()``."""
+        return self._run(context, 1, progress)[0]
+
+    def draws(
+        self, posterior: Posterior, seeds: Sequence[int], tau: float, together: int = 5, progress: bool = False
+    ) -> Tensor:
+        """Logits ``[S, N, C]`` of the draws with these seeds, ``together`` of them in one forward pass."""
+        if together < 1:
+            raise ValueError(f"draws_per_pass is {together}; expected at least 1.")
+        if together == 1 or len(seeds) == 1 or not can_stack(self.model):
+            return torch.stack(
+                [self.logits(lambda s=s: posterior.applied(self.model, s, tau), progress) for s in seeds]
+            )
+        with applied_weights(self.model, posterior.mean):  # refuses a posterior of another shape
+            parts = []
+            for first in range(0, len(seeds), together):
+                chosen = [posterior.sample(s, tau) for s in seeds[first : first + together]]
+                parts.append(self._run(lambda d=chosen: stacked(self.model, d), len(chosen), progress))
+        return torch.cat(parts)
+
+    def _run(self, context: Callable[[], AbstractContextManager], copies: int, progress: bool) -> Tensor:
+        out = torch.full((copies, len(self.labels), self.choices), -torch.inf)
+        with evaluating(self.model), context(), torch.no_grad():
+            for index, batch in self.each("predict", progress):
+                logits = answer_logits(self.model, batch, self.format, copies).cpu()  # [R, B, C]
+                out[:, index, : logits.shape[-1]] = logits
+        return out
+
+    def each(self, what: str, progress: bool) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """The questions' indices and tensors, batch by batch."""
+        from tqdm.auto import tqdm
+
+        yield from tqdm(list(zip(self.indices, self.batches)), desc=what, leave=False, disable=not progress)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context the model is in evaluation mode; afterwards as before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,13 @@
+"""IVON: an optimizer of a Gaussian over any torch model's weights. It knows nothing of language models.
+
+* `equations.py`: the three updates (momentum, Hessian, mean), in the order of the equations at its head;
+* `optimizer.py`: :class:`IVON`, which draws weights, pairs gradients with their draw, and takes steps;
+* `draws.py`, `state.py`: draws put into the parameters, and the Gaussian in the optimizer's state;
+* `finite.py`, `averages.py`, `ranks.py`: gradients that are not finite, several draws a step, several processes;
+* `lists.py`: lists of tensors that one operation works on;
+* `diagnostics.py`: whether the posterior is healthy, in a few numbers.
+"""
+
+from .diagnostics import advice, advice_by_topic, ivon_diagnostics
+from .optimizer import IVON
+from .ranks import average_over_ranks

@@ -1,0 +1,101 @@
+"""The Gaussian in a torch optimizer's ``state``: ``hess``, ``momentum`` and, for 16-bit parameters, an fp32 ``mean``.
+
+And what IVON refuses: arguments outside their range, and checkpoints that do not fit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .lists import lay_side_by_side
+
+STRUCTURE = ("mc_samples", "hess_approx", "debias", "rescale_lr", "sync")  # a checkpoint must agree on these
+RANGES = {
+    "lr": (lambda x: x >= 0, "at least 0"),
+    "ess": (lambda x: x > 0, "above 0"),
+    "hess_init": (lambda x: x > 0, "above 0"),
+    "beta1": (lambda x: 0 <= x < 1, "in [0, 1)"),
+    "beta2": (lambda x: 0 <= x < 1, "in [0, 1)"),
+    "weight_decay": (lambda x: x >= 0, "at least 0"),
+    "clip_radius": (lambda x: x > 0, "above 0"),
+}
+
+
+def start(state: dict, params: list[Tensor], group: dict) -> None:
+    """Start parameters at h₀."""
+    for p in params:
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        state[p] = {
+            "step": 0,
+            "momentum": torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format),
+            "hess": torch.full_like(p, group["hess_init"], dtype=dtype, memory_format=torch.contiguous_format),
+        }
+        if p.dtype != dtype:
+            state[p]["mean"] = p.detach().to(dtype)
+    lay_out(state, params)
+
+
+def lay_out(state: dict, params: list[Tensor]) -> None:
+    """Put ``momentum`` and ``hess`` of several parameters side by side in memory."""
+    for name in ("momentum", "hess"):
+        lay_side_by_side([state[p] for p in params], name)
+
+
+def mean_of(state: dict, p: Tensor) -> Tensor:
+    """m of a parameter that holds its mean now; the fp32 copy if it is 16-bit."""
+    return state[p].get("mean", p.detach()) if p in state else p.detach()
+
+
+def variance_of(state: dict, p: Tensor, group: dict) -> Tensor:
+    """v = 1 / (λ (h + δ)) of a parameter."""
+    return 1 / (group["ess"] * (state[p]["hess"] + group["weight_decay"]))
+
+
+def check_options(mc_samples: int, hess_approx: str) -> None:
+    if not (isinstance(mc_samples, int) and mc_samples >= 1):
+        raise ValueError(f"mc_samples is {mc_samples!r}; expected a whole number of at least 1.")
+    if hess_approx not in ("price", "gradsq"):
+        raise ValueError(f"hess_approx is {hess_approx!r}; expected 'price' or 'gradsq'.")
+
+
+def check_group(group: dict) -> None:
+    for name, (fits, words) in RANGES.items():
+        if not fits(group[name]):
+            raise ValueError(f"{name} is {group[name]!r}; expected a number {words}.")
+    for p in group["params"]:
+        if not p.is_floating_point():
+            raise ValueError(f"A parameter has dtype {p.dtype}; a Gaussian posterior needs floating point.")
+
+
+def matching_state(groups: list[dict], options: dict, state_dict: dict) -> list[tuple[Tensor, dict]]:
+    """An optimizer's parameters with their saved states; refuses a checkpoint that is not of the same shape.
+
+    Args:
+        groups: the optimizer's parameter groups.
+        options: its options of :data:`STRUCTURE`.
+        state_dict: the checkpoint.
+    """
+    if "ivon" not in state_dict:
+        raise ValueError("This is not a checkpoint of this IVON: it has no 'ivon' entry.")
+    own = state_dict["ivon"]
+    for name in STRUCTURE:
+        if own["options"][name] != options[name]:
+            raise ValueError(
+                f"The checkpoint was made with {name}={own['options'][name]!r}, this optimizer has "
+                f"{name}={options[name]!r}: construct it with the checkpoint's value."
+            )
+    ours, theirs = groups, state_dict["param_groups"]
+    if [len(g["params"]) for g in ours] != [len(g["params"]) for g in theirs]:
+        raise ValueError("The checkpoint has other parameter groups than this optimizer.")
+    indices = [i for g in theirs for i in g["params"]]
+    params = [p for g in ours for p in g["params"]]
+    pairs = [(p, state_dict["state"].get(index, {})) for p, index in zip(params, indices)]
+    for index, (p, saved) in zip(indices, pairs):
+        for name in ("hess", "momentum", "mean"):
+            if name in saved and saved[name].shape != p.shape:
+                raise ValueError(
+                    f"Parameter {index}: the checkpoint's {name} has shape {tuple(saved[name].shape)}, the "
+                    f"parameter {tuple(p.shape)}: was the checkpoint made with another rank or model?"
+                )
+    return pairs

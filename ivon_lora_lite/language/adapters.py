@@ -1,0 +1,102 @@
+"""LoRA on a base model: its settings, the layers it goes on, and adapters that exist already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import nn
+
+from ..files import first_line
+from ..posterior import trainable
+
+# query and value projections; PEFT knows them for most architectures, these it lacks or splits differently
+TARGETS = {
+    "gpt_neox": ["query_key_value"],
+    "gpt2": ["c_attn"],
+    "phi3": ["qkv_proj"],
+    "deberta-v2": ["query_proj", "value_proj"],  # of DeBERTa-v3 too
+    "bert": ["query", "value"],
+    "roberta": ["query", "value"],
+}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA as in Cong et al. (2024): rank 8, dropout 0.1, on query and value projections, weights in fp32.
+
+    Attributes:
+        r: rank.
+        alpha: α of the scale α/r; default: 2r, so that the scale does not depend on the rank.
+        dropout: of LoRA's input, in training.
+        targets: names of the layers; default: the architecture's query and value projections.
+    """
+
+    r: int = 8
+    alpha: float | None = None
+    dropout: float = 0.1
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", 2 * self.r)
+
+
+def default_targets(base: nn.Module) -> list[str]:
+    """Names of the query and value projections of an architecture.
+
+    Raises:
+        ValueError: they are not known; the message says how to name them.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
+    for wanted in (["q_proj", "v_proj"], TARGETS.get(base.config.model_type, [])):
+        if wanted and set(wanted) <= names:
+            return wanted
+    raise ValueError(
+        f"The query and value projections of a {base.config.model_type!r} model are not known: name them with "
+        "LoraSettings(targets=(…))."
+    )
+
+
+def peft_config(base: nn.Module, settings: LoraSettings, kind: str = "CAUSAL_LM", head: Sequence[str] = ()):
+    import peft
+
+    return peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets) if settings.targets else default_targets(base),
+        task_type=kind,
+        modules_to_save=list(head) or None,
+    )
+
+
+def settings_of(model: nn.Module, given: LoraSettings | None) -> dict:
+    """The settings that the adapter really has, which may come from a file."""
+    config = model.peft_config[model.active_adapter]
+    targets = given.targets if given else config.target_modules
+    settings = asdict(LoraSettings(config.r, config.lora_alpha, config.lora_dropout))
+    return settings | {"targets": sorted(targets) if targets else None}
+
+
+def load_adapter(base: nn.Module, folder: str | os.PathLike) -> nn.Module:
+    import peft
+
+    folder = Path(folder)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} holds no PEFT adapter: {file} is missing.")
+    try:
+        model = peft.PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=True)
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            odd = sorted(set(file.keys()) ^ set(trainable(model)))
+        if odd:  # PEFT would leave such a tensor at its start
+            raise ValueError(f"{odd[0]} is in one of them only ({len(odd)} such tensors)")
+        return model
+    except Exception as error:  # safetensors, json and torch each raise their own
+        raise ValueError(
+            f"The adapter in {folder} cannot be read or does not fit this model: {first_line(error)}"
+        ) from error

@@ -1,0 +1,91 @@
+"""Answer formats: questions → token batches → one logit per answer, ``[B, C]``.
+
+A format is one object that knows how questions become a batch, how a model gives answer logits, and which tokens of the
+batch belong to a question:
+
+* `letter.py` (Cong et al. 2024): the next-token logits of the answer's letter or word after the prompt;
+* `text.py` (for small models): the mean log-likelihood of each answer's tokens, in one packed row;
+* `classes.py` (GLUE on an encoder such as DeBERTa): the head of a sequence classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..accessors import description_of
+from ..questions import Question
+from .base import Batch, Format, precision
+from .classes import ClassFormat
+from .letter import LetterFormat, answer_token
+from .text import TextFormat, block_mask
+
+FORMATS: dict[str, Format] = {format.name: format for format in (LetterFormat(), TextFormat(), ClassFormat())}
+
+
+def format_named(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"There is no answer format {name!r}. Known formats: {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def collate(questions: Sequence[Question], tokenizer, format: str = "text", max_length: int | None = None) -> Batch:
+    """Turn questions into the tensors that :func:`answer_logits` takes.
+
+    Args:
+        questions: B questions; they may have different numbers of choices.
+        tokenizer: the model's tokenizer.
+        format: ``"letter"``, ``"text"`` or ``"class"``.
+        max_length: the longest question in tokens, choices included; default: the tokenizer's own limit.
+
+    Returns:
+        Tensors, among them ``answers`` ``[B]``.
+
+    Raises:
+        ValueError: unknown format; a question is longer than ``max_length``; choices have the same answer token.
+    """
+    kind = format_named(format)
+    if not questions:
+        raise ValueError("There are no questions to collate.")
+    limit = max_length or min(tokenizer.model_max_length, 2**20)
+    return {**kind.batch(questions, tokenizer, limit), "answers": torch.tensor([q.answer for q in questions])}
+
+
+def answer_logits(model: nn.Module, batch: Batch, format: str = "text", copies: int | None = None) -> Tensor:
+    """Answer logits ``[B, C]`` in fp32; −∞ where a question has fewer than C choices.
+
+    Args:
+        model: a causal language model of transformers (with or without LoRA); for the format ``class`` a sequence
+            classifier.
+        batch: from :func:`collate` with the same format.
+        format: ``"letter"``, ``"text"`` or ``"class"``.
+        copies: run the batch R times side by side and return ``[R, B, C]``: for a model whose weights differ from copy
+            to copy (:func:`ivon_lora_lite.evaluation.stacked`).
+
+    Raises:
+        ValueError: the batch is of another format, the format needs another kind of model, or the classifier has
+            another number of classes.
+    """
+    kind = format_named(format)
+    classifier = description_of(model).get("labels") is not None
+    if kind.classifier != classifier:
+        is_, needs = ("a sequence classifier", "'class'") if classifier else ("a language model", "'text' or 'letter'")
+        raise ValueError(f"The model is {is_}: it needs format={needs}. load_model(…, labels=N) makes a classifier.")
+    if kind.own not in batch:
+        raise ValueError(f"This batch was not made with format={format!r}: give the same format to both.")
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    with precision(model):
+        logits = kind.logits(model, batch, copies or 1)  # [R, B, C]
+    return logits[0] if copies is None else logits
+
+
+def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
+    """Cross-entropy of answer logits ``[B, C]`` and answers ``[B]``: the ℓ(θ) that AdamW and IVON minimise."""
+    return nn.functional.cross_entropy(logits, answers.to(logits.device))

@@ -1,0 +1,83 @@
+"""What an answer format is, and what formats share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ..questions import Question
+
+Batch = dict[str, Tensor]
+
+
+class Format(ABC):
+    """One way to ask a model multiple-choice questions.
+
+    Attributes:
+        name: as users write it.
+        own: a tensor that only this format's batches have.
+        classifier: whether it needs a sequence classifier instead of a language model.
+    """
+
+    name: str
+    own: str
+    classifier: bool = False
+
+    @abstractmethod
+    def batch(self, questions: Sequence[Question], tokenizer, limit: int) -> Batch:
+        """B questions as tensors; refuses a question of more than ``limit`` tokens."""
+
+    @abstractmethod
+    def logits(self, model: nn.Module, batch: Batch, copies: int) -> Tensor:
+        """Answer logits ``[copies, B, C]`` of the batch, repeated ``copies`` times side by side."""
+
+    @abstractmethod
+    def tokens(self, batch: Batch) -> list[tuple[int, slice]]:
+        """Where the tokens of each question are, padding left out: B pairs (row, slice of positions)."""
+
+
+def precision(model: nn.Module) -> AbstractContextManager:
+    """Autocast if the frozen base is 16-bit while LoRA's weights are fp32."""
+    dtype = next(model.parameters()).dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        return torch.autocast(model.device.type, dtype)
+    return nullcontext()
+
+
+def token_ids(tokenizer, text: str, special: bool = True) -> list[int]:
+    """Token ids of a text."""
+    return tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+def continuation(tokenizer, prompt: str, start: list[int], choice: str) -> list[int]:
+    """The tokens of ``choice`` where it follows ``prompt``, whose own tokens are ``start``."""
+    whole = token_ids(tokenizer, f"{prompt} {choice}")
+    tokens = whole[len(start) :] if whole[: len(start)] == start else token_ids(tokenizer, f" {choice}", special=False)
+    if not tokens:
+        raise ValueError(f"The choice {choice!r} of the question {prompt!r} has no tokens.")
+    return tokens
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as ``[B, L]``, and the attention mask."""
+    length = max(map(len, rows))
+    input_ids = torch.full((len(rows), length), pad)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for row, own in enumerate(rows):
+        place = slice(length - len(own), None) if left else slice(0, len(own))
+        input_ids[row, place] = torch.tensor(own)
+        mask[row, place] = 1
+    return input_ids, mask
+
+
+def check_length(question: Question, length: int, limit: int) -> None:
+    """Refuse a question that is too long."""
+    if length > limit:
+        raise ValueError(
+            f"Question {question.id or question.stem[:40]!r} has {length} tokens, more than the limit of {limit}: "
+            "shorten it or leave it out."
+        )

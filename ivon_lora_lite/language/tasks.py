@@ -1,0 +1,109 @@
+"""Tasks by name: the paper's six data sets, the embedded one, MMLU and GLUE, as plain questions.
+
+Data sets come from the Hugging Face Hub, or from a local folder laid out like it (``hub=DIR`` or the variable
+``IVON_LORA_HUB``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..files import data_path, first_line
+from .questions import Question, Task
+from .sources import TASKS, Source
+
+HELD_OUT = 10  # where the source has no validation split, every 10th training question is held out
+
+
+def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -> Task:
+    """Load a task by name.
+
+    Args:
+        name: one of ``TASKS``: everyday (embedded), arc_easy, arc_challenge, openbookqa, winogrande_s, winogrande_m,
+            boolq, mmlu, and GLUE's classification tasks as glue/rte, glue/mnli ….
+        hub: a folder laid out like the Hub (``DIR/allenai/ai2_arc`` …). Default: the variable ``IVON_LORA_HUB``, else
+            the Hub.
+
+    Returns:
+        A :class:`Task`. Questions that do not have four choices are left out of ARC and OpenBookQA, as in the paper.
+
+    Raises:
+        ValueError: unknown name; missing columns, an answer outside the choices, a single choice, an empty split.
+        FileNotFoundError: neither the Hub nor the folder has the data set.
+    """
+    if name not in TASKS:
+        raise ValueError(f"There is no task {name!r}. Known tasks: {', '.join(TASKS)}.")
+    source = TASKS[name]
+    hub = hub or os.environ.get("IVON_LORA_HUB")
+    rows = _embedded(name) if not source.path else _downloaded(name, source, hub)
+    held_out = "" if "validation" in rows and source.test != "validation" else f"every {HELD_OUT}th of train"
+    splits = {"train": source.train, "validation": held_out or "validation", "test": source.test}
+    for split in (source.train, source.test):
+        if split not in rows:
+            raise ValueError(f"{name}: the data set has no {split!r} split; it has {', '.join(rows) or 'none'}.")
+    parsed = {split: _questions(name, split, rows[split], source) for split in {source.train, source.test}}
+    if held_out:
+        train = [q for i, q in enumerate(parsed[source.train]) if i % HELD_OUT]
+        validation = parsed[source.train][::HELD_OUT]
+        splits["train"] = f"{source.train} without {held_out}"
+    else:
+        train, validation = parsed[source.train], _questions(name, "validation", rows["validation"], source)
+    task = Task(name, train, validation, parsed[source.test], splits)
+    for split in ("train", "validation", "test"):
+        if not getattr(task, split):
+            raise ValueError(f"{name}: no usable question is left in the {split} split.")
+    return task
+
+
+def _questions(name: str, split: str, rows: Iterable[dict], source: Source) -> list[Question]:
+    out = []
+    for number, row in enumerate(rows):
+        where = f"{name}, {split} row {number}"
+        missing = [column for column in source.columns if column not in row]
+        if missing:
+            raise ValueError(f"{where}: column {missing[0]!r} is missing; the row has {', '.join(sorted(row))}.")
+        empty = [column for column in source.columns if row[column] is None]
+        if empty:
+            raise ValueError(f"{where}: column {empty[0]!r} is empty.")
+        try:
+            question = source.convert(row)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{where} does not fit the format of {source.path or name}: {error}") from error
+        if question is not None:
+            out.append(question)
+    return out
+
+
+def _embedded(name: str) -> dict[str, list[dict]]:
+    folder = data_path(name)
+    return {
+        split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_text("utf8").splitlines()]
+        for split in ("train", "validation", "test")
+    }
+
+
+def _downloaded(name: str, source: Source, hub: str | os.PathLike | None) -> dict[str, Iterable[dict]]:
+    import datasets
+
+    path = source.path
+    if hub:
+        folder = Path(hub).expanduser() / source.path
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{name}: the folder {hub} has no {source.path}. Is it laid out like the Hub?")
+        path = str(folder)
+    datasets.utils.logging.disable_progress_bar()
+    try:
+        loaded = datasets.load_dataset(path, source.config)
+    except Exception as error:  # datasets raises a dozen types for the same three causes
+        cause = error
+        while cause.__cause__ is not None:  # datasets wraps what went wrong
+            cause = cause.__cause__
+        raise FileNotFoundError(
+            f"{name}: could not load {source.path} from {'the folder ' + str(hub) if hub else 'the Hugging Face Hub'} "
+            f"({first_line(cause)}). Check the connection, or name a folder laid out like the Hub with --hub DIR or "
+            "the variable IVON_LORA_HUB."
+        ) from error
+    return {split: loaded[split] for split in loaded}

@@ -1,0 +1,34 @@
+"""The rows of Table 1 of Cong et al. (2024), and more: each ends as draws of logits for ``predict`` and ``score``.
+
+All rows but IVON's and the ensemble's are made from one AdamW run::
+
+    run = finetune(model, task, optimizer="adamw")
+    mc_dropout(run, questions)                                  # Predictions
+    predict(swa(run, task), questions)
+    predict(swag(run, task), questions, samples=10)             # also: tau_sweep(…)
+    linearized_laplace(laplace(run, task), questions).predictions()
+    ensemble([run, other_seed, another_seed], questions)
+    temperature(predict(run, task.validation), predict(run, task.test))
+
+The paper does not publish its settings of Laplace, SWA and SWAG, so the defaults here are choices of this package. A
+new method is one file with a :class:`Method`, and one entry of ``METHODS``: the table, the command line and the
+notebooks follow.
+"""
+
+from .adamw import ADAMW, EARLY
+from .base import Bench, Method, Result, Settings
+from .deep_ensemble import ENSEMBLE, ensemble
+from .dropout import MC_DROPOUT, mc_dropout
+from .ivon import IVON_DRAWS, IVON_MEAN
+from .keep_best import KeepBest
+from .laplace_approximation import LAPLACE_DIAG, LAPLACE_KFAC, laplace, linearized_laplace, prior_precision
+from .temperature_scaling import TEMPERATURE, temperature
+from .weight_averaging import SWA, SWAG, WeightCollector, swa, swag
+
+# in the order of the table's rows
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, SWA, SWAG, TEMPERATURE, ENSEMBLE, IVON_MEAN, IVON_DRAWS,
+    )
+}  # fmt: skip

@@ -1,0 +1,145 @@
+"""What a method is, what it is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from ..evaluation import Predictions
+from ..language import Question, Task
+from ..posterior import Posterior
+from ..training import Run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells of a table share.
+
+    Attributes:
+        model, quantize, dtype, rank: the base model and LoRA's rank.
+        format: ``"text"`` or ``"letter"``.
+        preset: of hyperparameters, ``"small"`` or ``"paper"``.
+        steps, batch_size, train_size: of training; ``train_size=None`` takes all questions.
+        test_size: report on the first test questions only, this many.
+        validation_size, evaluations: validation questions, and how often training is evaluated on them.
+        samples: draws of the methods that draw.
+        further_steps, collect_every: of SWA and SWAG, which train on from the AdamW run.
+        checkpoint_every: steps between checkpoints, so that even a run can be resumed (0: none).
+    """
+
+    model: str = "smollm2-135m"
+    quantize: str | None = None
+    dtype: str = "auto"
+    rank: int = 8
+    format: str = "text"
+    preset: str = "small"
+    steps: int = 200
+    batch_size: int = 4
+    train_size: int | None = None
+    test_size: int | None = None
+    validation_size: int | None = 100
+    evaluations: int = 5
+    samples: int = 10
+    further_steps: int = 50
+    collect_every: int = 5
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("rank", "steps", "batch_size", "evaluations", "samples", "further_steps", "collect_every")
+        for name in (*counts, "train_size", "test_size", "validation_size"):
+            value = getattr(self, name)
+            if value is None and name not in counts:
+                continue
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1.")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a method is given: a model, a task, settings, and the runs that it stands on.
+
+    Attributes:
+        model: with LoRA; it serves all methods, because LoRA starts afresh in every run.
+        task: training, validation and test questions.
+        settings: what all methods share.
+        seeds: one; an ensemble has several.
+        runs: finished runs of the method that this one stands on, one per seed.
+        folder: unfinished; further files may be put there.
+        finished: name of a method → the folder of its result on the same task and seed, or None.
+        checkpoints: a folder for the run's own checkpoints.
+        progress: show progress bars.
+    """
+
+    model: nn.Module
+    task: Task
+    settings: Settings
+    seeds: tuple[int, ...]
+    runs: tuple[Run, ...]
+    folder: Path
+    finished: Callable[[str], Path | None]
+    checkpoints: Path
+    progress: bool = False
+
+    @property
+    def run(self) -> Run:
+        """The one run that the method stands on."""
+        return self.runs[0]
+
+    @property
+    def questions(self) -> list[Question]:
+        """The test questions to report on."""
+        return self.task.test[: self.settings.test_size]
+
+    @property
+    def validation(self) -> list[Question]:
+        """The validation questions to choose on."""
+        return self.task.validation[: self.settings.validation_size]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method gives.
+
+    Attributes:
+        predictions: on the test questions.
+        run: to be saved with the cell, if the method has weights or a posterior of its own.
+        seconds: ``train`` (from scratch), ``fit`` (what comes on top of the run it stands on).
+        floats: numbers stored per LoRA weight.
+        passes: forward passes per test question (a backward pass counts as two).
+        facts: more, such as the temperature that was fitted.
+    """
+
+    predictions: Predictions
+    run: Run | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    floats: float = 1.0
+    passes: float = 1.0
+    facts: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of Table 1.
+
+    Attributes:
+        name: on the command line and in folders.
+        title: in tables.
+        about: one sentence.
+        make: fills a cell.
+        stands_on: the method whose finished run this one starts from; None: it trains a run of its own.
+    """
+
+    name: str
+    title: str
+    about: str
+    make: Callable[[Bench], Result]
+    stands_on: str | None = None
+
+
+def numbers_per_weight(posterior: Posterior, run: Run) -> float:
+    """How many numbers a posterior stores per LoRA weight."""
+    stored = sum(t.numel() for part in posterior.parts().values() for t in part.values())
+    return stored / sum(w.numel() for w in run.weights.values())

@@ -1,0 +1,148 @@
+"""Laplace: a Gaussian around AdamW's weights whose width is the curvature of the loss there."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..evaluation import Linearized, linearized
+from ..language import Question, Task
+from ..posterior import GaussianPosterior, KroneckerPosterior
+from ..training import Run
+from .base import Bench, Method, Result, numbers_per_weight
+from .curvature import diagonal_ggn, kronecker_ggn
+
+STRUCTURES = ("kfac", "diag")
+STARTS = torch.logspace(-6, 12, 37, dtype=torch.float64)  # Adam's 100 steps of 0.1 cross a factor of e¹⁰ at most
+
+
+def laplace(
+    run: Run,
+    task: Task | Sequence[Question],
+    structure: str = "kfac",
+    *,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Run:
+    """Put a Gaussian N(θ*, (H + p I)⁻¹) around a run's weights θ* (MacKay 1992; for LoRA: Yang et al. 2024).
+
+    H is the generalised Gauss-Newton matrix of the C-way answer head over the training questions, and p the prior
+    precision that maximises the evidence (:func:`prior_precision`). Predict with :func:`linearized_laplace`: H is the
+    curvature of the *linearised* model, and draws put into the real one (:func:`predict` does that) often do worse.
+
+    Args:
+        run: a finished AdamW run.
+        task: its task, or its training questions. Of a task, those that the run was trained on.
+        structure: of H: ``"diag"``, its diagonal; ``"kfac"``, Kronecker factors per LoRA factor.
+        batch_size: questions per forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        The run with a :class:`GaussianPosterior` (diag) or a :class:`KroneckerPosterior`.
+
+    Raises:
+        ValueError: unknown structure; no questions; something else than LoRA's A and B is trainable.
+    """
+    if structure not in STRUCTURES:
+        raise ValueError(f"There is no structure {structure!r}. Known structures: {', '.join(STRUCTURES)}.")
+    questions = task.train[: run.config["train_size"]] if isinstance(task, Task) else task
+    options = {"format": run.config["format"], "batch_size": batch_size, "progress": progress}
+    norm = sum(float(w.double().square().sum()) for w in run.weights.values())
+    facts = {"method": f"laplace_{structure}", "questions": len(questions), "task": run.config["task"]}
+    if structure == "diag":
+        h = {name: t.cpu() for name, t in diagonal_ggn(run.model, run.weights, questions, **options).items()}
+        precision, effective = prior_precision(h, norm)
+        facts |= {"prior_precision": precision, "effective_parameters": effective}
+        variance = {name: 1 / (t + precision) for name, t in h.items()}
+        posterior = GaussianPosterior(dict(run.weights), variance, facts)
+    else:
+        factors = kronecker_ggn(run.model, run.weights, questions, **options)
+        posterior = KroneckerPosterior.from_factors(dict(run.weights), factors, 1.0, **facts)
+        precision, effective = prior_precision({name: posterior.eigenvalues(name) for name in factors}, norm)
+        facts |= {"prior_precision": precision, "effective_parameters": effective}
+        posterior = replace(posterior, metadata=facts)
+    return replace(run, posterior=posterior, config={**run.config, "method": facts["method"]})
+
+
+def prior_precision(eigenvalues: Mapping[str, Tensor], square_norm: float) -> tuple[float, float]:
+    """The p that maximises Laplace's evidence, and the effective number of parameters Σ λ/(λ+p) there.
+
+        log evidence(p) = LL(θ*) − ½ (log|H + pI| − log|pI| + p ‖θ*‖²) = LL(θ*) − ½ (Σ_i log(1 + λ_i/p) + p ‖θ*‖²)
+
+    Adam on log p, learning rate 0.1, 100 steps, as in laplace-torch; it starts at the best of a coarse grid, because
+    from a start far away it would not arrive.
+
+    Args:
+        eigenvalues: name → eigenvalues λ ≥ 0 of H.
+        square_norm: ‖θ*‖².
+    """
+    flat = torch.cat([values.flatten() for values in eigenvalues.values()]).double()
+    flat = flat[flat > 0]
+
+    def cost(p: Tensor) -> Tensor:
+        return 0.5 * (torch.log1p(flat / p).sum() + p * square_norm)
+
+    start = min(STARTS, key=lambda p: float(cost(p)))
+    log_p = start.log().requires_grad_()
+    optimizer = torch.optim.Adam([log_p], lr=0.1)
+    best = (math.inf, float(start))
+    with torch.enable_grad():
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = cost(log_p.exp())
+            best = min(best, (loss.item(), log_p.exp().item()))
+            loss.backward()
+            optimizer.step()
+    precision = best[1]
+    return precision, float((flat / (flat + precision)).sum())
+
+
+def linearized_laplace(
+    run: Run, questions: Sequence[Question], *, batch_size: int = 8, progress: bool = False
+) -> Linearized:
+    """Gaussians over answer logits, f ~ N(f(x; θ*), τ J Σ Jᵀ); ``.predictions(tau)`` goes to :func:`score`.
+
+    Args:
+        run: from :func:`laplace`.
+        questions: N questions.
+        batch_size: questions per forward pass.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the run has no posterior of Laplace's; there are no questions.
+    """
+    if run.posterior is None:
+        raise ValueError("This run has no Laplace posterior: make one with laplace(run, task).")
+    line = linearized(run, questions, batch_size=batch_size, progress=progress)
+    return replace(line, metadata={**line.metadata, "method": run.config.get("method", "laplace")})
+
+
+def _make(bench: Bench, structure: str) -> Result:
+    started = time.perf_counter()
+    run = laplace(bench.run, bench.task, structure, progress=bench.progress)
+    seconds = {"fit": time.perf_counter() - started}
+    line = linearized_laplace(run, bench.questions, progress=bench.progress)
+    facts = {"prior_precision": run.posterior.metadata["prior_precision"]}
+    passes = 1 + 2 * line.mean.shape[1]
+    return Result(line.averaged(), run, seconds, numbers_per_weight(run.posterior, run), passes, facts)
+
+
+LAPLACE_KFAC = Method(
+    "laplace_kfac",
+    "+ Laplace (KFAC)",
+    "Laplace, KFAC: Gaussian around AdamW's weights from Kronecker-factored curvature, linearised",
+    lambda bench: _make(bench, "kfac"),
+    stands_on="adamw",
+)
+LAPLACE_DIAG = Method(
+    "laplace_diag",
+    "+ Laplace (diag)",
+    "Laplace, diagonal: the same from the diagonal of the curvature",
+    lambda bench: _make(bench, "diag"),
+    stands_on="adamw",
+)

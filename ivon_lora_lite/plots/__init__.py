@@ -1,0 +1,11 @@
+"""Figures, the τ explorer, and HTML reports: all from predictions, without a model. They need plotly.
+
+* `style.py`: colours and axes; `figures.py`: trade-off and reliability; `tables.py`: scores as HTML;
+* `explorer.py`: the slider in a notebook; `report.py`: the slider as a file.
+"""
+
+from .explorer import CAPTION, MEAN, TauExplorer
+from .figures import line_taus, reliability_bars, reliability_figure, seeds_figure, tradeoff_figure
+from .report import report_html, sweep_html
+from .style import AXIS, COLORS, INK, LAYOUT, TITLES, axis_range, rounded
+from .tables import flips_html, table_html

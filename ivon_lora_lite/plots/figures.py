@@ -1,0 +1,166 @@
+"""Figures of predictions: the τ trade-off, for one run and over seeds, and reliability diagrams."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from ..evaluation import BINS, METRICS, TauSweep, mean_and_error, reliability
+from .style import AXIS, COLORS, LAYOUT, TITLES, axis_range, rounded
+
+
+def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = None) -> go.Figure:
+    """Accuracy, ECE, NLL and Brier score against τ (Figure 1 of Cong et al. 2024), with a marker at one τ.
+
+    Args:
+        sweep: predictions at several τ.
+        tau: where the marker is: a sampled τ, or, with a linearised Gaussian, any τ.
+        samples: number of draws; default: all.
+
+    Returns:
+        Four panels. Per panel: the sampled points, the linearised curve if there is one, the marker.
+    """
+    titles = [f"<b>{TITLES[name]}</b>" for name in METRICS]
+    figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.13)
+    sampled, taus = sweep.curves(samples), line_taus(sweep)
+    line = sweep.linear_curves(taus) if sweep.linear is not None else None
+    at = sweep.scores(tau, samples, linear=tau not in sweep.taus and line is not None, intervals=False)
+    count = sweep.samples if samples is None else samples
+    for k, name in enumerate(METRICS):
+        place = {"row": k // 2 + 1, "col": k % 2 + 1, "showlegend": k == 0}
+        hover = f"τ = %{{x}}<br>{TITLES[name][:-2]} %{{y:.3f}}"
+        if line is not None:
+            figure.add_scatter(
+                x=taus, y=rounded(line[name]), mode="lines", name="linearised", legendgroup="linear",
+                line={"color": COLORS["linear"], "dash": "dash"}, hovertemplate=hover, **place,
+            )  # fmt: skip
+        figure.add_scatter(
+            x=sweep.taus, y=rounded(sampled[name]), mode="markers+lines", name=draws_text(count), legendgroup="ivon",
+            line={"color": COLORS["ivon"]}, hovertemplate=hover, **place,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[tau], y=[round(at[name], 4)], mode="markers", name=f"τ = {tau:g}", legendgroup="now",
+            marker={"color": COLORS["now"], "size": 13, "line": {"color": "white", "width": 2}},
+            hovertemplate=f"{hover}<extra></extra>", **place,
+        )  # fmt: skip
+    figure.update_xaxes(range=[-0.04 * taus[-1], 1.04 * taus[-1]], dtick=0.25 if taus[-1] <= 1.5 else None)
+    figure.update_xaxes(title={"text": "τ", **AXIS}, row=2)
+    set_ranges(figure, sampled, line)
+    figure.update_annotations(font_size=14)
+    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.17, "yanchor": "top"}
+    return figure.update_layout(**LAYOUT, height=470, legend=legend)
+
+
+def line_taus(sweep: TauSweep) -> tuple[float, ...]:
+    """Where the linearised curve is drawn: from 0 to 1, or as far as the draws go."""
+    end = max(1.0, sweep.taus[-1])
+    return tuple(round(end * i / 20, 4) for i in range(21))
+
+
+def set_ranges(figure: go.Figure, *curves: Mapping[str, Tensor] | None) -> None:
+    """Make every panel hold its curves, and no range narrower than ``SPANS``: else an axis would magnify noise."""
+    for k, name in enumerate(METRICS):
+        values = torch.cat([c[name].flatten() for c in curves if c is not None])
+        figure.update_yaxes(range=axis_range(name, values), nticks=6, row=k // 2 + 1, col=k % 2 + 1)
+
+
+def seeds_figure(
+    sweeps: Mapping[str, Sequence[TauSweep]], adamw: Mapping[str, Sequence[Mapping[str, float]]] | None = None
+) -> go.Figure:
+    """The four metrics against τ, a row per task: exact draws, the linearised curve, and AdamW as a level.
+
+    Args:
+        sweeps: task → one sweep per seed, on the same τ.
+        adamw: task → the scores of AdamW, one per seed.
+
+    Returns:
+        Panels ``[tasks, 4]``. Bars are standard errors over seeds; the linearised curve and AdamW are means.
+    """
+    titles = [f"<b>{TITLES[name]}</b>" for name in METRICS]  # over the first row; the rows are named at the left
+    figure = make_subplots(
+        len(sweeps), 4, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.25 / len(sweeps)
+    )
+    for row, (task, seeds) in enumerate(sweeps.items(), start=1):
+        if len({s.taus for s in seeds}) != 1:
+            raise ValueError(f"The sweeps of {task} are on different τ, so they have no common curve.")
+        taus = line_taus(seeds[0])
+        linear = [s.linear_curves(taus) for s in seeds if s.linear is not None]
+        sampled = [s.curves() for s in seeds]
+        for col, name in enumerate(METRICS, start=1):
+            place = {"row": row, "col": col, "showlegend": row == col == 1}
+            mean, error = mean_and_error([curve[name] for curve in sampled])
+            shown = [mean - error, mean + error]
+            if len(linear) == len(seeds):
+                line, _ = mean_and_error([curve[name] for curve in linear])
+                shown.append(line)
+                figure.add_scatter(
+                    x=taus, y=rounded(line, 3), mode="lines", name="linearised", legendgroup="linear",
+                    line={"color": COLORS["linear"], "dash": "dash"}, **place,
+                )  # fmt: skip
+            figure.add_scatter(
+                x=seeds[0].taus, y=rounded(mean, 3), error_y={"array": rounded(error, 3), "thickness": 1.5},
+                mode="markers", name="IVON, draws", legendgroup="ivon", marker={"color": COLORS["ivon"], "size": 8},
+                **place,
+            )  # fmt: skip
+            if adamw:
+                level, _ = mean_and_error([torch.tensor(float(scores[name])) for scores in adamw[task]])
+                shown.append(level[None])
+                figure.add_scatter(
+                    x=[taus[0], taus[-1]], y=rounded(level.repeat(2), 3), mode="lines", name="AdamW",
+                    legendgroup="adamw", line={"color": COLORS["adamw"], "dash": "dot"}, **place,
+                )  # fmt: skip
+            figure.update_yaxes(range=axis_range(name, torch.cat(shown)), nticks=5, row=row, col=col)
+        figure.update_yaxes(title={"text": f"<b>{task}</b>", "standoff": 8, "font": {"size": 13}}, row=row, col=1)
+    figure.update_xaxes(title={"text": "τ", **AXIS}, row=len(sweeps))
+    figure.update_annotations(font_size=13)
+    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.3 / len(sweeps), "yanchor": "top"}
+    return figure.update_layout(**LAYOUT, height=80 + 190 * len(sweeps), legend=legend)
+
+
+def reliability_figure(predictions: Mapping[str, tuple[Tensor, Tensor]], bins: int = BINS) -> go.Figure:
+    """Reliability diagrams side by side: accuracy per bin of confidence, the diagonal, and how full the bins are.
+
+    Args:
+        predictions: title → (probabilities ``[N, C]``, labels ``[N]``).
+        bins: number of equal-width bins.
+    """
+    titles = [f"<b>{html.escape(title)}</b>" for title in predictions]
+    figure = make_subplots(1, len(predictions), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
+    centre = [(b + 0.5) / bins for b in range(bins)]
+    hover = f"confidence %{{x:.2f}} ± {0.5 / bins:.2f}<br>accuracy %{{y:.2f}}<br>questions %{{customdata}}"
+    for k, (title, (probs, labels)) in enumerate(predictions.items(), start=1):
+        figure.add_bar(
+            x=centre, width=0.92 / bins, **reliability_bars(probs, labels, bins), name=title, showlegend=False,
+            hovertemplate=f"{hover}<extra></extra>", row=1, col=k,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[0, 1], y=[0, 1], mode="lines", line={"color": "#444", "dash": "dot", "width": 1.5},
+            showlegend=False, hoverinfo="skip", row=1, col=k,
+        )  # fmt: skip
+    figure.update_xaxes(range=[0, 1], dtick=0.25, title={"text": "confidence", **AXIS})
+    figure.update_yaxes(range=[0, 1.02], dtick=0.25, ticklabelstandoff=4)
+    figure.update_yaxes(title={"text": "accuracy", **AXIS}, col=1)
+    figure.update_annotations(font_size=14)
+    return figure.update_layout(**LAYOUT, height=340, bargap=0)
+
+
+def reliability_bars(probs: Tensor, labels: Tensor, bins: int = BINS) -> dict:
+    """The bars of a reliability diagram for plotly: accuracy (``y``), number of questions (``customdata``), colour.
+
+    The fuller a bin, the darker its bar.
+    """
+    table = reliability(probs.double(), labels, bins)
+    shade = (table.weight / table.weight.max()).sqrt()
+    colors = [f"rgba(31, 95, 191, {0.15 + 0.8 * float(a):.2f})" if a > 0 else "rgba(0,0,0,0)" for a in shade]
+    counts = (table.weight * len(labels)).round().long().tolist()
+    return {"y": rounded(table.accuracy.nan_to_num(0.0)), "customdata": counts, "marker": {"color": colors}}
+
+
+def draws_text(count: int) -> str:
+    """A number of draws in words."""
+    return "1 draw" if count == 1 else f"{count} draws"

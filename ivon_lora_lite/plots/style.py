@@ -1,0 +1,29 @@
+"""Colours, layout and axes that all figures share: a colour means one thing everywhere."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+COLORS = {"ivon": "#1f5fbf", "linear": "#7fa7dd", "adamw": "#d9822b", "before": "#8a8f98", "now": "#c2255c"}
+TITLES = {"acc": "accuracy ↑", "ece": "ECE ↓", "nll": "NLL ↓", "brier": "Brier ↓"}
+SPANS = {"acc": 0.1, "ece": 0.1, "nll": 0.2, "brier": 0.1}  # axes show at least this much: else they magnify noise
+INK = "#1c2733"
+LAYOUT = {
+    "template": "plotly_white",
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+    "margin": {"l": 55, "r": 15, "t": 40, "b": 50},
+    "hoverlabel": {"font": {"size": 13}},
+}
+AXIS = {"standoff": 6, "font": {"size": 14}}
+
+
+def axis_range(name: str, values: Tensor) -> list[float]:
+    """A range that holds a metric's values and is no narrower than ``SPANS``."""
+    low, high = float(values.min()), float(values.max())
+    pad = max(0.1 * (high - low), (SPANS[name] - (high - low)) / 2)
+    return [round(low - pad, 4), round(high + pad, 4)]
+
+
+def rounded(values: Tensor, digits: int = 4) -> list[float]:
+    """Numbers short enough for a file that holds the figure."""
+    return [round(float(v), digits) for v in values]

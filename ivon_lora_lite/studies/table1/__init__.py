@@ -1,0 +1,14 @@
+"""Table 1 of Cong et al. (2024): methods × tasks × seeds, one folder per cell, resumable.
+
+    python -m ivon_lora_lite table1 --tasks everyday --seeds 21 42 87 --out runs/table1
+
+* `cells.py`: what a cell is, on which other cells it stands, and what its method is given (`methods/` fills it);
+* `records.py`: a finished cell's folder, checked when it is read;
+* `runner.py`: fills the cells that are missing, in one process, in several, or on a Ray cluster;
+* `layout.py`: means and standard errors over seeds, as Markdown, HTML and LaTeX.
+"""
+
+from .cells import Cell
+from .layout import Table, paper_table
+from .records import Record, export, load_records
+from .runner import run_table

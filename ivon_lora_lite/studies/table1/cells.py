@@ -1,0 +1,88 @@
+"""A cell of the table: one method on one task with one seed, and what its method needs to fill it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from torch import nn
+
+from ...language import LoraSettings, Task, load_model, load_task
+from ...methods import METHODS, Bench, Settings
+from ...training import Run, load_run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task with one seed; an ensemble has several seeds."""
+
+    task: str
+    method: str
+    seeds: tuple[int, ...]
+
+    @property
+    def seed(self) -> int:
+        """The first seed."""
+        return self.seeds[0]
+
+    @property
+    def label(self) -> str:
+        """For people: task, method and seed."""
+        return f"{self.task} · {self.method} · seed {' '.join(map(str, self.seeds))}"
+
+    def folder(self, out: Path) -> Path:
+        """``OUT/TASK/METHOD/seedS`` (``glue-rte`` for glue/rte); an ensemble's has all its seeds."""
+        return out / self.task.replace("/", "-") / self.method / f"seed{'-'.join(map(str, self.seeds))}"
+
+    def base(self) -> tuple[Cell, ...]:
+        """The cells whose run this one starts from."""
+        stands_on = METHODS[self.method].stands_on
+        return tuple(Cell(self.task, stands_on, (seed,)) for seed in self.seeds) if stands_on else ()
+
+
+class Context:
+    """Model, questions and finished runs of one (table, task), loaded when they are first asked for."""
+
+    def __init__(self, out: Path, task: str, settings: Settings, hub: str | None = None, progress: bool = False):
+        self.out, self.name, self.settings, self.hub, self.progress = out, task, settings, hub, progress
+        self._runs: dict[Cell, Run] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        s = self.settings
+        return _model(s.model, s.quantize, s.dtype, s.rank)
+
+    @cached_property
+    def task(self) -> Task:
+        return load_task(self.name, hub=self.hub)
+
+    def run(self, cell: Cell) -> Run:
+        """A finished cell's run."""
+        if cell not in self._runs:
+            self._runs[cell] = load_run(cell.folder(self.out), self.model)
+        return self._runs[cell]
+
+    def bench(self, cell: Cell, folder: Path) -> Bench:
+        """What the cell's method is given; ``folder`` is the unfinished one."""
+
+        def finished(method: str) -> Path | None:
+            place = replace(cell, method=method).folder(self.out)
+            return place if place.exists() else None
+
+        return Bench(
+            self.model, self.task, self.settings, cell.seeds, tuple(self.run(base) for base in cell.base()), folder,
+            finished, self.out / ".checkpoints" / cell.task / cell.method / f"seed{cell.seed}", self.progress,
+        )  # fmt: skip
+
+    def config(self, cell: Cell) -> dict:
+        """What decides the content of a cell; cells of a table differ in method, task and seeds only."""
+        shared = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
+        splits = {"test": self.task.splits["test"], "validation": self.task.splits["validation"]}
+        return {"task": cell.task, "method": cell.method, "seeds": list(cell.seeds), **shared, "splits": splits}
+
+
+@lru_cache(maxsize=1)
+def _model(name: str, quantize: str | None, dtype: str, rank: int) -> nn.Module:
+    """One model serves all cells of a process: LoRA starts afresh in every run."""
+    return load_model(name, quantize=quantize, dtype=dtype, lora=LoraSettings(r=rank), progress=False)

@@ -1,0 +1,160 @@
+"""A finished cell: its folder is whole, and its files agree with each other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...evaluation import METRICS, Predictions, score
+from ...files import provenance, read_json, whole_folder, write_json
+from ...methods import METHODS
+from ...training import write_run
+from .cells import Cell, Context
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS = "predictions.safetensors"
+KEYS = {"config", "scores", "intervals", "history", "seconds", "cost", "provenance"}
+OWN = ("task", "method", "seeds", "splits")  # of the configuration; what is left must agree over a table
+
+
+@dataclass(frozen=True)
+class Record:
+    """A cell's results.
+
+    Attributes:
+        cell: task, method, seeds.
+        config: everything that decides the cell's content.
+        scores: metric → value on the test questions.
+        content: all of ``metrics.json``.
+        predictions: the logits that the scores follow from.
+        folder: where it lies.
+    """
+
+    cell: Cell
+    config: dict
+    scores: dict[str, float]
+    content: dict
+    predictions: Predictions
+    folder: Path
+
+
+def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
+    """Compute a cell and write its folder, all or nothing."""
+    folder, method = cell.folder(context.out), METHODS[cell.method]
+    with whole_folder(folder) as temporary:
+        started = time.perf_counter()
+        made = method.make(context.bench(cell, temporary))
+        seconds = {**made.seconds, "all": time.perf_counter() - started}
+        if made.run is not None and (keep_weights or method.stands_on is None):
+            write_run(made.run, temporary)
+        config = context.config(cell)
+        whole = Predictions(made.predictions.logits, made.predictions.labels, {**made.predictions.metadata, **config})
+        whole.save(temporary / PREDICTIONS)
+        scores = score(whole)
+        content = {
+            "config": config,
+            "scores": dict(scores),
+            "intervals": scores.intervals,
+            "facts": made.facts,
+            "settings": made.run.config["settings"] if made.run else {},
+            "history": made.run.history if made.run else [],
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
+            "cost": {"floats_per_weight": round(made.floats, 2), "passes_per_question": made.passes},
+            "provenance": provenance(),
+        }
+        write_json(temporary / METRICS_FILE, content)
+    return folder
+
+
+def load_record(folder: str | os.PathLike) -> Record:
+    """Read a cell's folder and check that its scores follow from its predictions.
+
+    Raises:
+        FileNotFoundError: the cell is not finished.
+        ValueError: a file is damaged, or was changed after the cell was made.
+    """
+    folder = Path(folder)
+    content = read_json(folder / METRICS_FILE)
+    if not isinstance(content, dict) or KEYS.difference(content) or set(OWN).difference(content["config"]):
+        raise ValueError(f"{folder / METRICS_FILE} is damaged, or not the record of a cell.")
+    config = content["config"]
+    predictions = Predictions.load(folder / PREDICTIONS)
+    repeat = "delete the folder to make this cell again"
+    for name, value in config.items():
+        if predictions.metadata.get(name) != value:
+            raise ValueError(
+                f"{folder} was edited by hand: {name} is {value} in {METRICS_FILE} and "
+                f"{predictions.metadata.get(name)} in {PREDICTIONS}; {repeat}."
+            )
+    cell = Cell(config["task"], config["method"], tuple(config["seeds"]))
+    if cell.folder(Path()).parts != folder.parts[-3:]:
+        raise ValueError(f"{folder} holds {cell.label}, which belongs into {cell.folder(Path())}: move it there.")
+    scores = score(predictions, intervals=False)
+    for name in METRICS:
+        if abs(scores[name] - content["scores"].get(name, float("nan"))) <= 1e-6:
+            continue
+        raise ValueError(
+            f"{folder} was edited by hand: {name} is {content['scores'].get(name)} in {METRICS_FILE}, and its "
+            f"predictions give {scores[name]:.6f}; {repeat}."
+        )
+    return Record(cell, config, dict(scores), content, predictions, folder)
+
+
+def load_records(out: str | os.PathLike) -> list[Record]:
+    """All finished cells of a folder, in the order of the table's rows; they must belong together.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: see :func:`load_record` and :func:`check_together`.
+    """
+    out = Path(out)
+    rank = {name: place for place, name in enumerate(METHODS)}
+    found = sorted(file.parent for file in out.glob(f"*/*/seed*/{METRICS_FILE}"))
+    records = [load_record(folder) for folder in found]
+    if not records:
+        raise FileNotFoundError(f"{out} holds no finished cell of a table: run `table1 --out {out}` first.")
+    check_together(records)
+    return sorted(records, key=lambda r: (r.cell.task, rank.get(r.cell.method, len(rank)), r.cell.seeds))
+
+
+def check_together(records: Sequence[Record]) -> None:
+    """Refuse records that do not belong in one table: other models, settings, splits or questions.
+
+    Raises:
+        ValueError: names the first two that differ, and in what.
+    """
+    first = records[0]
+    by_task: dict[str, Record] = {}
+    for record in records:
+        peer = by_task.setdefault(record.cell.task, record)
+        for name in [*(n for n in first.config if n not in OWN), "splits"]:
+            other = peer if name == "splits" else first
+            if record.config.get(name) != other.config[name]:
+                raise ValueError(
+                    f"{other.folder} and {record.folder} do not belong in one table: {name} is {other.config[name]} "
+                    f"and {record.config.get(name)}."
+                )
+        if not torch.equal(record.predictions.labels, peer.predictions.labels):
+            raise ValueError(
+                f"{peer.folder} and {record.folder} do not belong in one table: their test questions differ."
+            )
+
+
+def export(out: str | os.PathLike, to: str | os.PathLike) -> int:
+    """Copy scores and predictions of all finished cells, without weights, to another folder; returns how many.
+
+    That is enough for :class:`~ivon_lora_lite.table1.Table`, and small enough to be published.
+    """
+    records = load_records(out)
+    for record in records:
+        target = record.cell.folder(Path(to))
+        target.mkdir(parents=True, exist_ok=True)
+        for name in (PREDICTIONS, METRICS_FILE):
+            shutil.copyfile(record.folder / name, target / name)
+    return len(records)

@@ -1,0 +1,203 @@
+"""Fills the cells of a table that are missing: in this process, in several, or on a Ray cluster.
+
+Cells of one (task, seed) that stand on each other are one *chain*, made in order by one process; chains are
+independent. An ensemble stands on the AdamW runs of all seeds, so ensembles come last.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+
+from ...files import read_json
+from ...methods import METHODS, Settings
+from .cells import Cell, Context
+from .records import METRICS_FILE, fill, load_record
+
+ENGINES = ("local", "ray")
+# what others stand on first; SWA last, because it takes SWAG's mean if there is one
+ORDER = sorted(METHODS, key=lambda name: (METHODS[name].stands_on is not None, name == "swa"))
+
+
+def plan(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[list[Cell]]:
+    """All cells of a table as chains, the ensembles last.
+
+    Raises:
+        ValueError: unknown method, nothing to do, or an ensemble of one seed.
+    """
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown:
+        raise ValueError(f"There is no method {unknown[0]!r}. Known methods: {', '.join(METHODS)}.")
+    if not (tasks and methods and seeds):
+        raise ValueError("A table needs at least one task, one method and one seed.")
+    if "ensemble" in methods and len(set(seeds)) < 2:
+        raise ValueError("An ensemble needs the AdamW runs of at least two seeds: give more --seeds.")
+    seeds = tuple(dict.fromkeys(seeds))
+    wanted = [m for m in ORDER if m in methods and m != "ensemble"]
+    chains = []
+    for seed in seeds:  # seeds are the outer loop: an interrupted table has whole seeds
+        for task in dict.fromkeys(tasks):
+            for family in ("adamw", "ivon"):
+                chain = [Cell(task, m, (seed,)) for m in wanted if (METHODS[m].stands_on or m) == family]
+                chains += [chain] if chain else []
+    if "ensemble" in methods:
+        chains += [[Cell(task, "ensemble", seeds)] for task in dict.fromkeys(tasks)]
+    return chains
+
+
+def run_table(
+    out: str | os.PathLike,
+    tasks: Sequence[str],
+    methods: Sequence[str] = tuple(METHODS),
+    seeds: Sequence[int] = (21, 42, 87),
+    settings: Settings | None = None,
+    *,
+    hub: str | None = None,
+    jobs: int = 1,
+    engine: str = "local",
+    keep_weights: bool = True,
+    say: Callable = print,
+) -> None:
+    """Make all cells of a table that are not finished yet; finished ones are never repeated.
+
+    Every cell appears in one move when it is whole, so the command may be stopped (or killed) at any time and given
+    again.
+
+    Args:
+        out: the table's folder, ``OUT/TASK/METHOD/seedS/``.
+        tasks, methods, seeds: what to make.
+        settings: what all cells share.
+        hub: folder laid out like the Hub.
+        jobs: processes that work side by side (``local``); each holds a model of its own.
+        engine: ``"local"``, or ``"ray"``: chains become tasks of the Ray cluster that is connected (or of a new local
+            one). All its machines must see ``out``.
+        keep_weights: keep the weights and posteriors of methods on which no other stands.
+        say: gets a line per finished cell.
+
+    Raises:
+        ValueError: unknown names; the folder holds cells of other settings; a method lacks the run it stands on.
+        ModuleNotFoundError: Ray is not installed.
+    """
+    out, settings = Path(out), settings or Settings()
+    if engine not in ENGINES:
+        raise ValueError(f"There is no engine {engine!r}. Known engines: {', '.join(ENGINES)}.")
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; expected at least 1.")
+    chains = plan(tasks, methods, seeds)
+    _check_bases(out, chains)
+    _remove_leftovers(out)
+    everything = [cell for chain in chains for cell in chain]
+    for task in dict.fromkeys(tasks):
+        context = Context(out, task, settings, hub)
+        for cell in everything:
+            if cell.task == task and _finished(out, cell):
+                _check_settings(context, cell)
+    todo = [[cell for cell in chain if not _finished(out, cell)] for chain in chains]
+    todo = [chain for chain in todo if chain]
+    ready = len(everything) - sum(map(len, todo))
+    say(f"{len(everything)} cells, {ready} of them finished already; {len(todo)} chains to work on", flush=True)
+    first = [chain for chain in todo if chain[0].method != "ensemble"]
+    for chains in (first, [chain for chain in todo if chain[0].method == "ensemble"]):
+        arguments = [(out, chain, settings, hub, keep_weights, everything, jobs) for chain in chains]
+        if engine == "ray" and arguments:
+            _with_ray(arguments)
+        elif jobs > 1 and len(arguments) > 1:
+            _with_processes(arguments, jobs)
+        else:
+            for argument in arguments:
+                _work(*argument, say=say)
+
+
+def _work(out, chain, settings, hub, keep_weights, everything, jobs, say=print) -> None:
+    """Make the cells of one chain, one after the other."""
+    context = Context(out, chain[0].task, settings, hub)
+    for cell in chain:
+        started = time.perf_counter()
+        record = load_record(fill(context, cell, keep_weights))
+        scores = "  ".join(f"{name.upper()} {value:.3f}" for name, value in record.scores.items())
+        took = time.perf_counter() - started
+        say(f"{_progress(out, everything, jobs)} {cell.label}: {scores}  ({took:.0f} s)", flush=True)
+
+
+def _progress(out: Path, everything: list[Cell], jobs: int) -> str:
+    """``[cells done/all, time left]``, from how long the finished cells of each method took."""
+    took: dict[str, list[float]] = {}
+    left = []
+    for cell in everything:
+        if _finished(out, cell):
+            took.setdefault(cell.method, []).append(read_json(cell.folder(out) / METRICS_FILE)["seconds"]["all"])
+        else:
+            left.append(cell.method)
+    known = {method: statistics.mean(values) for method, values in took.items()}
+    typical = statistics.mean(known.values()) if known else 0.0
+    seconds = sum(known.get(method, typical) for method in left) / min(jobs, max(len(left), 1))
+    when = f", about {seconds / 60:.0f} min left" if left else ""
+    return f"[{len(everything) - len(left)}/{len(everything)}{when}]"
+
+
+def _with_processes(arguments: list[tuple], jobs: int) -> None:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_work, *argument) for argument in arguments]
+        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in waiting:
+            future.cancel()
+        for future in done:
+            future.result()
+
+
+def _with_ray(arguments: list[tuple]) -> None:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("--engine ray needs Ray: pip install 'ivon-lora-lite[ray]'.") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True, include_dashboard=False)
+    work = ray.remote(_work)
+    try:
+        ray.get([work.remote(*argument) for argument in arguments])
+    except ray.exceptions.RayTaskError as error:
+        raise error.as_instanceof_cause() from error
+
+
+def _finished(out: Path, cell: Cell) -> bool:
+    return (cell.folder(out) / METRICS_FILE).exists()
+
+
+def _check_bases(out: Path, chains: list[list[Cell]]) -> None:
+    """A method that stands on a run needs it, finished or asked for."""
+    asked = dict.fromkeys(cell for chain in chains for cell in chain)
+    for cell in asked:
+        for base in cell.base():
+            if base not in asked and not _finished(out, base) and not _finished(out, cell):
+                raise ValueError(
+                    f"{cell.label} stands on the {base.method} run of seed {base.seed}, and {out} has none: add "
+                    f"{base.method} to --methods."
+                )
+
+
+def _check_settings(context: Context, cell: Cell) -> None:
+    """A finished cell must have been made with the settings that are asked for now."""
+    record = load_record(cell.folder(context.out))
+    for name, value in context.config(cell).items():
+        if record.config.get(name) != value:
+            raise ValueError(
+                f"{record.folder} was made with {name}={record.config.get(name)}, and now {name}={value} is asked for: "
+                "choose another --out, or the same settings."
+            )
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Unfinished folders of processes of this machine that are no more."""
+    for folder in out.glob("*/*/.seed*.tmp"):
+        with suppress(ValueError, PermissionError):
+            try:
+                os.kill(int(folder.name.split(".")[-2]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(folder, ignore_errors=True)

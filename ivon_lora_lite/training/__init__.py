@@ -1,0 +1,16 @@
+"""Finetuning with IVON or AdamW on ``transformers.Trainer``.
+
+* `finetuning.py`: :func:`finetune`; `trainer.py`: IVON in any Trainer; `callbacks.py`, `checkpoints.py`: what happens
+  beside the steps;
+* `run.py`: a finished run and its folder;
+* `presets.py`: where settings come from; `suggest.py`, `cost_of_noise.py`: λ and β₂ from a measurement.
+"""
+
+from .callbacks import Bar, Evaluation
+from .checkpoints import last_checkpoint, remember
+from .cost_of_noise import choose_sigma, noise_cost
+from .finetuning import OPTIMIZERS, AnswerTrainer, Attached, Attachment, check_choices, finetune
+from .presets import PRESETS, hyperparameters, run_options
+from .run import ADAPTER, ATTACHED, RUN_FILE, Run, check_free, load_run, save_run, write_run
+from .suggest import MOVE, SIGMA, TARGET, Suggestion, prediction_shift, suggest_hyperparameters
+from .trainer import IVONMixin, IVONTrainer

@@ -1,0 +1,64 @@
+"""Which checkpoint a run continues from: the last whole one in its folder, and only if it is this run's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from ..files import read_json, write_json
+
+SETTINGS = "settings.json"
+STATE = "trainer_state.json"  # the Trainer writes it last
+
+
+def last_checkpoint(folder: str | os.PathLike, config: dict) -> Path | None:
+    """The newest checkpoint that was written to its end, or None: then the run starts afresh.
+
+    One at the run's last step does not count: resumed there, the Trainer would take one step more. The steps since the
+    one before are computed again, to the same weights.
+
+    Args:
+        folder: where the checkpoints are; it need not exist.
+        config: the run's settings, JSON-able; ``steps`` among them.
+
+    Raises:
+        ValueError: the checkpoints belong to a run with other settings; the message names the first difference.
+    """
+    folder = Path(folder)
+    found = {p: int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*") if re.fullmatch(r"\w+-\d+", p.name)}
+    if found and (folder / SETTINGS).exists():
+        former, now = read_json(folder / SETTINGS), _identity(config)
+        different = [name for name in sorted(former.keys() | now.keys()) if former.get(name) != now.get(name)]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"The checkpoints in {folder} are of another run ({name} {former.get(name)!r}, now {now.get(name)!r}): "
+                "choose another folder, or delete them."
+            )
+    return max((p for p, step in found.items() if step < config["steps"] and _whole(p)), key=found.get, default=None)
+
+
+def remember(folder: str | os.PathLike, config: dict) -> None:
+    """Write down whose checkpoints a folder holds (one process of several does)."""
+    if os.environ.get("RANK", "0") == "0":
+        write_json(Path(folder) / SETTINGS, _identity(config))
+
+
+def _identity(config: dict) -> dict:
+    """What makes a run this run, as JSON gives it back.
+
+    The 16-bit type is left out: Colab may give another GPU next time.
+    """
+    config = json.loads(json.dumps(config))
+    for name in ("dtype", "gradient_checkpointing"):
+        config.get("model", {}).pop(name, None)
+    return config
+
+
+def _whole(checkpoint: Path) -> bool:
+    try:
+        return "global_step" in read_json(checkpoint / STATE)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,254 @@
+"""Finetuning: a thin layer over ``transformers.Trainer``, for multiple-choice questions.
+
+:class:`IVONTrainer` is ``Trainer`` with IVON: it runs every forward and backward pass at a draw. :func:`finetune` adds
+the questions, and runs AdamW the same way for comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+
+from ..language import Question, Task, answer_logits, answer_loss, collate, description_of, format_named, tokenizer_of
+from ..posterior import GaussianPosterior, put_weights, read_weights, reset_lora
+from .callbacks import Bar, Evaluation
+from .checkpoints import last_checkpoint, remember
+from .presets import hyperparameters, run_options
+from .run import Run
+from .trainer import IVONTrainer
+
+OPTIMIZERS = ("ivon", "adamw")
+SCHEDULES = ("linear", "constant")
+
+
+class Attached(Protocol):
+    """A callback of the Trainer that belongs to an :class:`Attachment`."""
+
+    def finish(self, run: Run) -> Run:
+        """The run as it is with what was learned beside the weights."""
+
+
+class Attachment(Protocol):
+    """Settings of something that is put on a model for the length of training, such as gates."""
+
+    def attach(self, model: nn.Module, seed: int) -> AbstractContextManager[Attached]:
+        """Within the context it is on the model; afterwards the model is as it was."""
+
+
+def finetune(
+    model: nn.Module,
+    task: Task | Sequence[Question],
+    *,
+    optimizer: str = "ivon",
+    steps: int | None = None,
+    seed: int = 21,
+    batch_size: int = 4,
+    accumulation: int = 1,
+    train_size: int | None = None,
+    format: str | None = None,
+    preset: str = "small",
+    validation: Sequence[Question] | None = None,
+    eval_every: int | None = None,
+    eval_size: int | None = None,
+    output_dir: str | os.PathLike | None = None,
+    save_every: int = 0,
+    resume: bool = False,
+    start: Mapping[str, Tensor] | None = None,
+    schedule: str = "linear",
+    gates: Attachment | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: bool = True,
+    **settings: float,
+) -> Run:
+    """Finetune a model's LoRA weights on multiple-choice questions with IVON or AdamW.
+
+    LoRA starts afresh from ``seed``, so several runs can use one model after another. With the same seed both
+    optimizers see the same questions in the same order.
+
+    Args:
+        model: from :func:`load_model`, or a PEFT model of your own with ``model.tokenizer`` set.
+        task: a task, or training questions.
+        optimizer: ``"ivon"`` or ``"adamw"``.
+        steps: optimizer steps; default: the preset's, 200 or the paper's 10,000.
+        seed: of LoRA's start, the order of questions, dropout, and IVON's draws.
+        batch_size: questions per forward pass.
+        accumulation: forward passes per step.
+        train_size: use only the first questions, this many.
+        format: ``"letter"`` (the paper's), ``"text"`` (for models below about 0.5 B parameters) or ``"class"`` (a
+            sequence classifier); default: the preset's.
+        preset: where settings come from that are not given: ``"small"`` (measured on SmolLM2-135M) or ``"paper"``.
+        validation: questions to evaluate on during training; default: the task's own.
+        eval_every: steps between evaluations at the mean (0: none); default: the preset's, if there are questions.
+        eval_size: evaluate on the first questions only, this many.
+        output_dir: folder for checkpoints.
+        save_every: steps between checkpoints (0: none).
+        resume: continue from the last whole checkpoint in ``output_dir``; start afresh if there is none.
+        start: begin from these LoRA weights, such as another run's ``weights``, instead of fresh ones.
+        schedule: of the learning rate: ``"linear"`` decays to 0, ``"constant"`` does not.
+        gates: learn ranks and bit widths (B-LoRA): ``ivon_lora_lite.gates.GateSettings()``. Gates are trained by an
+            Adam of their own. With IVON the Gaussian is over the weights before the gates, and draws go through them.
+        callbacks: more callbacks for the Trainer.
+        progress: show progress bars.
+        settings: hyperparameters that replace the preset's: ``lr``, and for IVON ``ess, hess_init, beta1, beta2,
+            weight_decay, clip_radius, hess_approx, mc_samples, rescale_lr …``.
+
+    Returns:
+        A :class:`Run`.
+
+    Raises:
+        ValueError: an unknown option, or one outside its range; ``start`` does not fit the model; the checkpoints in
+            ``output_dir`` are of a run with other settings.
+    """
+    name, questions, held_out = _questions(task, train_size, validation, eval_size)
+    options = run_options(preset, steps=steps, format=format, eval_every=eval_every if held_out or eval_every else 0)
+    steps, format, eval_every = options["steps"], options["format"], options["eval_every"]
+    check_choices(optimizer, format, schedule)
+    _check_counts(steps=steps, batch_size=batch_size, accumulation=accumulation)
+    if eval_every and not held_out:
+        raise ValueError("eval_every needs validation questions: give validation=, which training must not contain.")
+    if gates and (save_every or resume):
+        raise ValueError("Runs with gates write no checkpoints: leave save_every and resume out.")
+    config = {
+        "task": name,
+        "optimizer": optimizer,
+        "steps": steps,
+        "seed": seed,
+        "batch_size": batch_size,
+        "accumulation": accumulation,
+        "train_size": len(questions),
+        "format": format,
+        "schedule": schedule,
+        "continued": start is not None,
+        "settings": hyperparameters(optimizer, preset, name) | settings,
+        "model": description_of(model),
+    }
+    with ExitStack() as stack:
+        folder, last = _checkpoints(stack, output_dir, save_every, resume, config)
+        reset_lora(model, seed)
+        if start is not None:
+            put_weights(model, start)
+        attached = stack.enter_context(gates.attach(model, seed)) if gates else None
+        evaluation = Evaluation(held_out, format, eval_every) if eval_every else None
+        more = [callback for callback in (attached, evaluation) if callback]
+        trainer = AnswerTrainer(
+            format=format,
+            model=model,
+            args=_arguments(model, config, folder, save_every, progress),
+            train_dataset=questions,
+            data_collator=lambda batch: collate(batch, tokenizer_of(model), format),
+            callbacks=[*more, *callbacks],
+            ivon={**config["settings"], "seed": seed} if optimizer == "ivon" else None,
+        )
+        started = time.perf_counter()
+        try:
+            trainer.train(resume_from_checkpoint=last)
+        finally:
+            model.eval()
+        seconds = time.perf_counter() - started
+    history = sorted([*trainer.state.log_history, *(evaluation.history if evaluation else [])], key=lambda r: r["step"])
+    posterior = None
+    if optimizer == "ivon":
+        posterior = GaussianPosterior.from_optimizer(trainer.ivon_optimizer, model, task=name, seed=seed)
+    run = Run(model, read_weights(model), posterior, config, history, seconds)
+    return attached.finish(run) if attached else run
+
+
+def check_choices(optimizer: str, format: str, schedule: str = "linear") -> None:
+    """Refuse an unknown optimizer, answer format or schedule of the learning rate."""
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"There is no optimizer {optimizer!r}. Known: {', '.join(OPTIMIZERS)}.")
+    format_named(format)
+    if schedule not in SCHEDULES:
+        raise ValueError(f"There is no schedule {schedule!r}. Known schedules: {', '.join(SCHEDULES)}.")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1.")
+
+
+def _questions(
+    task: Task | Sequence[Question], train_size: int | None, validation: Sequence[Question] | None, size: int | None
+) -> tuple[str, list[Question], list[Question]]:
+    """The task's name, training questions and validation questions."""
+    name, train, held_out = "questions", task, []
+    if isinstance(task, Task):
+        name, train, held_out = task.name, task.train, task.validation
+    train = list(train)[:train_size]
+    if not train:
+        raise ValueError("There are no training questions.")
+    return name, train, list(held_out if validation is None else validation)[:size]
+
+
+def _checkpoints(
+    stack: ExitStack, folder: str | os.PathLike | None, save_every: int, resume: bool, config: dict
+) -> tuple[str, str | None]:
+    """The folder for checkpoints (a temporary one, if there are none), and the checkpoint to continue from."""
+    if folder is None:
+        if save_every or resume:
+            raise ValueError("Checkpoints need a folder: give output_dir.")
+        return stack.enter_context(tempfile.TemporaryDirectory()), None
+    last = last_checkpoint(folder, config) if resume else None
+    if save_every:
+        remember(folder, config)
+    return str(folder), str(last) if last else None
+
+
+def _arguments(model: nn.Module, config: dict, folder: str, save_every: int, progress: bool) -> TrainingArguments:
+    """A run's settings as the Trainer wants them."""
+    ivon, settings, cuda = config["optimizer"] == "ivon", config["settings"], model.device.type == "cuda"
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=config["steps"],
+        per_device_train_batch_size=config["batch_size"],
+        gradient_accumulation_steps=config["accumulation"],
+        learning_rate=settings["lr"],
+        weight_decay=0.0 if ivon else settings["weight_decay"],
+        max_grad_norm=0.0 if ivon else 1.0,
+        lr_scheduler_type=config["schedule"],
+        seed=config["seed"],
+        data_seed=config["seed"],
+        logging_steps=max(1, min(10, config["steps"] // 10)),
+        save_strategy="steps" if save_every else "no",
+        save_steps=save_every or 500,
+        save_total_limit=2,
+        eval_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=not progress,
+        use_cpu=model.device.type == "cpu",
+        # fp16 loses small gradients without a scale of the loss; bf16 and fp32 do not
+        fp16=cuda and config["model"].get("dtype") == "float16",
+        dataloader_pin_memory=cuda,
+        label_names=["answers"],
+    )
+
+
+class AnswerTrainer(IVONTrainer):
+    """Trainer whose loss is the cross-entropy of answer logits, with a bar instead of a line per log.
+
+    Args:
+        format: the answer format of the batches.
+    """
+
+    def __init__(self, *args, format: str, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.format = format
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(Bar)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with parametrize.cached():  # PEFT asks for every weight twice; gates, if there are any, act once
+            logits = answer_logits(model, inputs, self.format)
+        loss = answer_loss(logits, inputs["answers"])
+        return (loss, {"logits": logits}) if return_outputs else loss

@@ -1,0 +1,54 @@
+"""Hyperparameters by task: the paper's, and values measured for small models on the validation split."""
+
+from __future__ import annotations
+
+_PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False}
+# lowest validation NLL on `everyday` with SmolLM2-135M: data/runs/everyday-search, made by benchmarks/search.py
+_SMALL = {**_PAPER, "lr": 0.2, "ess": 8.16e5, "hess_init": 1e-3}  # σ = 0.035
+_SMALL_ADAMW = {"lr": 2e-4, "weight_decay": 0.0}
+# λ and h₀ per task (Cong et al. 2024, Table 2 and their public configuration)
+_PAPER_TASKS = {
+    "winogrande_s": {"ess": 1e7, "hess_init": 3e-4},
+    "winogrande_m": {"ess": 1e8, "hess_init": 3e-4},
+    "boolq": {"ess": 1e7, "hess_init": 3e-4},
+    "arc_challenge": {"ess": 1e6, "hess_init": 1e-3},
+    "arc_easy": {"ess": 1e6, "hess_init": 1e-3},
+    "openbookqa": {"ess": 1e6, "hess_init": 1e-3},
+}
+# how long, in batches of 4, in which answer format, and how often on validation questions
+_RUNS = {
+    "small": {"steps": 200, "format": "text", "eval_every": 0},
+    "paper": {"steps": 10_000, "format": "letter", "eval_every": 1_000},
+}
+PRESETS = ("small", "paper")
+
+
+def hyperparameters(optimizer: str, preset: str, task: str) -> dict:
+    """The preset's settings for an optimizer and a task.
+
+    Raises:
+        ValueError: unknown preset, or the paper's preset for a task that the paper does not have.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"There is no preset {preset!r}. Known presets: {', '.join(PRESETS)}.")
+    if preset == "small":
+        return dict(_SMALL) if optimizer == "ivon" else dict(_SMALL_ADAMW)
+    if optimizer == "adamw":
+        return {"lr": 5e-5, "weight_decay": 0.0}
+    if task not in _PAPER_TASKS:
+        raise ValueError(f"The paper has no settings for {task!r}; it has them for {', '.join(_PAPER_TASKS)}.")
+    return _PAPER | _PAPER_TASKS[task]
+
+
+def run_options(
+    preset: str, *, steps: int | None = None, format: str | None = None, eval_every: int | None = None
+) -> dict:
+    """Steps, answer format and steps between evaluations: what is given, else the preset's.
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"There is no preset {preset!r}. Known presets: {', '.join(PRESETS)}.")
+    given = {"steps": steps, "format": format, "eval_every": eval_every}
+    return _RUNS[preset] | {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,174 @@
+"""A finished run, and its folder: PEFT adapter, posterior, settings and history."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..files import provenance, read_json, whole_folder, write_json
+from ..language import DTYPES, LoraSettings, load_model
+from ..posterior import POSTERIOR_FILE, Posterior, applied_weights, load_extensions, load_posterior, trainable
+
+RUN_FILE = "run.json"
+ADAPTER = "adapter_model.safetensors"
+FACTS = {"config", "history", "seconds"}
+CONFIG = {"task", "optimizer", "seed", "format", "model"}
+# entry of a run's settings → what that attachment decided; whoever owns it enters it here
+ATTACHED: dict[str, Callable[[dict], object]] = {}
+
+
+@dataclass
+class Run:
+    """A finished finetuning run.
+
+    Attributes:
+        model: the model it was made with; :func:`predict` puts the run's weights into it and takes them out again.
+        weights: name → final LoRA weights (IVON: the mean m).
+        posterior: what to draw from (IVON: the Gaussian), or None (AdamW).
+        config: all settings.
+        history: one dict per log or evaluation.
+        seconds: wall time of training.
+        gates: what gates decided (:class:`ivon_lora_lite.gates.Decisions`), if it was trained with them; ``weights``
+            and draws are gated already.
+    """
+
+    model: nn.Module
+    weights: dict[str, Tensor]
+    posterior: Posterior | None
+    config: dict
+    history: list[dict] = field(default_factory=list)
+    seconds: float = math.nan
+    gates: object | None = None
+
+    def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Write a PEFT adapter, ``posterior.safetensors`` and ``run.json``; see :func:`save_run`."""
+        return save_run(self, folder, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, model: nn.Module | None = None, *, progress: bool = True) -> Run:
+        """Read what :meth:`save` wrote; see :func:`load_run`."""
+        return load_run(folder, model, progress=progress)
+
+
+def check_free(folder: str | os.PathLike) -> Path:
+    """A folder that a run may be written to.
+
+    Raises:
+        FileExistsError: it holds a run already, or other files.
+    """
+    folder = Path(folder)
+    if (folder / RUN_FILE).exists():
+        about = read_facts(folder)["config"]
+        raise FileExistsError(
+            f"{folder} holds another run already ({about['optimizer']} on {about['task']}, seed {about['seed']}): "
+            "choose another folder, or delete it first."
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not an empty folder: choose another one.")
+    return folder
+
+
+def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
+    """Write a run: a PEFT adapter (the mean), ``posterior.safetensors`` (IVON) and ``run.json``; all or nothing.
+
+    Args:
+        run: what :func:`finetune` returned.
+        folder: must not exist, or be empty.
+        overwrite: replace a folder that holds a run.
+
+    Raises:
+        FileExistsError: the folder holds another run or other files.
+    """
+    folder = Path(folder)
+    if not (overwrite and (folder / RUN_FILE).exists()):
+        check_free(folder)
+    with whole_folder(folder) as temporary:
+        write_run(run, temporary)
+    return folder
+
+
+def write_run(run: Run, folder: Path) -> None:
+    """Write a run's files into a folder that exists."""
+    with applied_weights(run.model, run.weights):
+        run.model.save_pretrained(folder, save_embedding_layers=False)  # they are the base model's
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    if run.posterior is not None:
+        run.posterior.save(folder)
+    facts = {"config": run.config, "history": run.history, "seconds": run.seconds, "provenance": provenance()}
+    write_json(folder / RUN_FILE, facts)
+
+
+def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progress: bool = True) -> Run:
+    """Read a run that :func:`save_run` wrote.
+
+    Args:
+        folder: the run's folder.
+        model: the base model with LoRA of the same shape, to share between runs; default: load the run's own.
+        progress: show how the loading of a model gets on.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: a file is damaged, or does not fit the model.
+    """
+    folder = Path(folder)
+    for file in (RUN_FILE, ADAPTER):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} holds no finished run: {file} is missing.")
+    facts = read_facts(folder)
+    try:
+        weights = load_file(folder / ADAPTER)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / ADAPTER} is damaged: {error}") from error
+    config = facts["config"]
+    posterior = load_posterior(folder) if (folder / POSTERIOR_FILE).exists() else None
+    if config["optimizer"] == "ivon" and posterior is None:
+        raise FileNotFoundError(f"{folder} is an IVON run, but its {POSTERIOR_FILE} is missing.")
+    if model is None:
+        model = _model_of(config["model"], folder, progress)
+    for source in (weights, posterior.mean if posterior else weights):
+        _check_shapes(source, model, folder)
+    gates = None
+    if "gates" in config:
+        if "gates" not in ATTACHED:
+            load_extensions()
+        gates = ATTACHED["gates"](config["gates"])
+    return Run(model, weights, posterior, config, facts["history"], facts["seconds"], gates)
+
+
+def _model_of(about: dict, folder: Path, progress: bool) -> nn.Module:
+    """The base model with LoRA that ``run.json`` describes."""
+    if {"name", "dtype", "quantize", "lora"}.difference(about):
+        raise ValueError(f"{folder / RUN_FILE} does not say how to load the model: hand it over as model=.")
+    lora = about["lora"] | {"targets": about["lora"]["targets"] and tuple(about["lora"]["targets"])}
+    dtype = next(name for name, kind in DTYPES.items() if str(kind) == f"torch.{about['dtype']}")
+    return load_model(
+        about["name"], quantize=about["quantize"], dtype=dtype, lora=LoraSettings(**lora), labels=about.get("labels"),
+        progress=progress,
+    )  # fmt: skip
+
+
+def _check_shapes(weights: dict[str, Tensor], model: nn.Module, folder: Path) -> None:
+    shapes = {name: tuple(t.shape) for name, t in weights.items()}
+    wanted = {name: tuple(p.shape) for name, p in trainable(model).items()}
+    wrong = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+    if wrong:
+        raise ValueError(
+            f"The run in {folder} does not fit this model: {wrong[0]} has shape {shapes.get(wrong[0])}, the model "
+            f"wants {wanted.get(wrong[0])}."
+        )
+
+
+def read_facts(folder: Path) -> dict:
+    """What ``run.json`` holds; a ``ValueError`` if that is no run."""
+    facts = read_json(folder / RUN_FILE)
+    config = facts.get("config") if isinstance(facts, dict) else None
+    if not isinstance(config, dict) or CONFIG.difference(config) or FACTS.difference(facts):
+        raise ValueError(f"{folder / RUN_FILE} is damaged, or not the record of a run.")
+    return facts

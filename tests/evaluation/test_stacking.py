@@ -1,0 +1,75 @@
+"""Several draws in one pass give what one draw after another gives, whatever the model and the format."""
+
+import pytest
+import torch
+
+from ivon_lora_lite import GaussianPosterior, predict, tau_sweep, trainable
+from ivon_lora_lite.evaluation import Batches, can_stack, stacked
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+def test_draws_of_one_pass_are_the_draws_one_by_one(tiny_model, questions, architecture, format):
+    model = tiny_model(architecture, trained=True)
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+    one, many = (
+        predict(model, questions[:7], posterior=posterior, samples=5, batch_size=3, draws_per_pass=k, format=format)
+        for k in (1, 3)  # 3 does not divide 5
+    )
+    assert can_stack(model)
+    assert one.logits.shape == (5, 7, 5)
+    finite = one.logits.isfinite()
+    assert (one.logits[0] - one.logits[1])[finite[0]].abs().max() > 0.1  # else the comparison would mean nothing
+    torch.testing.assert_close(many.logits, one.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_16_bit_base_works_too(tiny_model, questions):
+    model = tiny_model(trained=True).to(torch.bfloat16)
+    for p in trainable(model).values():
+        p.data = p.data.float()
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+    one, many = (predict(model, questions, posterior=posterior, samples=4, draws_per_pass=k).logits for k in (1, 4))
+    finite = one.isfinite()
+    assert (one - many)[finite].abs().max() < 0.1 * (one[0] - one[1])[finite[0]].abs().max()
+
+
+def test_a_sweep_uses_the_same_draws(tiny_model, questions):
+    model = tiny_model(trained=True)
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+    sweep = tau_sweep(model, questions, posterior=posterior, samples=6, taus=(0.0, 0.5))
+    alone = predict(model, questions, posterior=posterior, samples=6, tau=0.5, draws_per_pass=1)
+    torch.testing.assert_close(sweep.logits[1], alone.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_model_is_left_as_it_was_even_after_an_error(tiny_model, questions):
+    model = tiny_model(trained=True)
+    before = {name: p.detach().clone() for name, p in trainable(model).items()}
+    expected = Batches(model, questions, "text", 4).logits()
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+    with pytest.raises(RuntimeError, match="stop"), stacked(model, [posterior.sample(s) for s in range(2)]):
+        raise RuntimeError("stop")
+    assert all(torch.equal(p, before[name]) for name, p in trainable(model).items())
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert torch.equal(Batches(model, questions, "text", 4).logits(), expected)
+
+
+def test_other_trainable_tensors_are_drawn_one_by_one(tiny_model, questions):
+    """A trainable norm is no linear layer, so its draws cannot share a pass."""
+    model = tiny_model(trained=True)
+    norm = next(m for m in model.modules() if type(m).__name__ == "LlamaRMSNorm")
+    norm.weight.requires_grad_(True)
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+    assert not can_stack(model)
+    one, many = (predict(model, questions, posterior=posterior, samples=3, draws_per_pass=k).logits for k in (1, 3))
+    assert torch.equal(one, many)
+
+
+def test_refusals(tiny_model, questions):
+    model = tiny_model(trained=True)
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+    with pytest.raises(ValueError, match="draws_per_pass is 0"):
+        predict(model, questions, posterior=posterior, samples=2, draws_per_pass=0)
+    narrow = {name: m[..., :1].contiguous() for name, m in posterior.mean.items()}
+    wrong = GaussianPosterior(narrow, {name: torch.ones_like(m) for name, m in narrow.items()})
+    with pytest.raises(ValueError, match="shape"):
+        predict(model, questions, posterior=wrong, samples=2)

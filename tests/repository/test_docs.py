@@ -1,0 +1,126 @@
+"""Every number that prose shows comes from a file in data/."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ivon_lora_lite import Predictions, hyperparameters, score
+from ivon_lora_lite.files import read_json
+from ivon_lora_lite.studies.demo import DEMO, METRICS_FILE, summarize
+
+ROOT = Path(__file__).parents[2]
+RUNS = ROOT / "data" / "runs"
+README = (ROOT / "README.md").read_text("utf8")
+
+
+def refresh():
+    spec = importlib.util.spec_from_file_location("refresh", ROOT / "docs" / "refresh.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_table_is_the_recorded_one():
+    assert refresh().readme(README) == README
+
+
+def test_summary_is_that_of_the_recorded_seeds():
+    folder = RUNS / "everyday-demo"
+    recorded = json.loads((folder / "summary.json").read_text())
+    assert recorded == json.loads(json.dumps(summarize([folder / f"seed{seed}" for seed in recorded["seeds"]])))
+    assert len(recorded["seeds"]) >= 3
+
+
+@pytest.mark.parametrize("seed", [21, 42, 87])
+def test_recorded_scores_follow_from_the_recorded_logits(seed):
+    folder = RUNS / "everyday-demo" / f"seed{seed}"
+    record = json.loads((folder / METRICS_FILE).read_text())
+    names = {"before training": "before-training", "AdamW": "adamw", "IVON@mean": "ivon-mean", "IVON": "ivon"}
+    for method, name in names.items():
+        predictions = Predictions.load(folder / "predictions" / f"{name}.safetensors")
+        again = score(predictions, intervals=False)
+        assert {k: record["scores"][method][k] for k in again} == pytest.approx(dict(again), abs=1e-6)
+
+
+def test_the_recorded_demo_used_the_presets_and_the_demos_own_sizes():
+    record = json.loads((RUNS / "everyday-demo" / "seed21" / METRICS_FILE).read_text())
+    for optimizer in ("ivon", "adamw"):
+        assert record["settings"][optimizer] == hyperparameters(optimizer, "small", "everyday")
+    assert {k: record["config"][k] for k in ("steps", "train_size", "batch_size", "samples", "task")} == {
+        k: DEMO[k] for k in ("steps", "train_size", "batch_size", "samples", "task")
+    }
+
+
+def test_small_preset_is_the_best_trial_of_the_recorded_search():
+    folder = RUNS / "everyday-search"
+    summary = json.loads((folder / "summary.json").read_text())
+    for method, optimizer in (("adamw@mean", "adamw"), ("ivon@draws5", "ivon")):
+        trials = {f.stem: json.loads(f.read_text()) for f in folder.glob(f"{optimizer}-*.json")}
+        kind = method.split("@")[1]
+        best = min(trials, key=lambda name, kind=kind, trials=trials: trials[name]["validation"][kind]["nll"])
+        assert summary[method]["trial"] == best
+        chosen = hyperparameters(optimizer, "small", "everyday")
+        assert trials[best]["config"]["settings"] == chosen
+
+
+def test_tests_named_in_the_readme_exist():
+    for file, name in re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", README):
+        text = (ROOT / "tests" / file).read_text("utf8")
+        assert not name or f"def {name}(" in text
+
+
+def test_links_of_the_readme_exist():
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_what_the_readme_says_of_the_longer_runs_is_what_was_recorded():
+    """Lower NLL, ECE and Brier score than AdamW on all six runs, higher accuracy on four."""
+    records = [json.loads(file.read_text())["scores"] for file in sorted((RUNS / "sweeps").glob("*/run.json"))]
+    assert len(records) == 6
+    for name in ("nll", "ece", "brier"):
+        assert all(scores["ivon τ=1"][name] < scores["adamw"][name] for scores in records)
+    assert sum(scores["ivon τ=1"]["acc"] > scores["adamw"]["acc"] for scores in records) == 4
+
+
+def test_what_the_readme_says_of_the_recorded_table_is_what_it_says():
+    """IVON on average and by task, temperature scaling, Laplace: as the text beside the table has it."""
+    from ivon_lora_lite import METHODS, Table
+    from ivon_lora_lite.studies import load_records
+
+    table = Table.from_records(load_records(RUNS / "table1"))
+    assert set(table.tasks) == {"everyday", "arc_easy", "openbookqa"} and table.methods == list(METHODS)
+
+    def value(metric, task):
+        return {m: table.entries[metric, m, task].mean for m in METHODS}
+
+    acc, ece, nll, brier = (value(metric, "average") for metric in ("acc", "ece", "nll", "brier"))
+    assert max(acc, key=acc.get) == "ivon@mean" and acc["ivon"] < acc["adamw"]
+    assert all(by["ivon@mean"] < by["adamw"] for by in (nll, ece, brier)) and nll["ivon"] < nll["ivon@mean"]
+    assert all(min(by, key=by.get) == "temperature" for by in (nll, ece, brier))
+    gains = {task: value("nll", task)["adamw"] - value("nll", task)["ivon"] for task in table.tasks}
+    assert gains["openbookqa"] > 0.1 > gains["arc_easy"] > 0.01 > abs(gains["everyday"])
+    assert 0.25 < value("acc", "openbookqa")["adamw"] < 0.32 and value("nll", "openbookqa")["adamw"] > 1.387
+    for task in ("everyday", "arc_easy"):
+        unsure = [value("ece", task)[method] for method in ("laplace_kfac", "laplace_diag")]
+        assert min(unsure) > 2.5 * value("ece", task)["adamw"]
+
+
+def test_what_the_readme_says_of_gates_is_recorded():
+    """μ = 0.01 saves most at rank 8's accuracy on every seed; so does rounding to four bits, at a lower NLL."""
+    methods = read_json(RUNS / "gates" / "everyday-summary.json")["methods"]
+    full, gated, rounded = (methods[name] for name in ("lora-r8", "gated-mu0.01", "lora-r8-4bit"))
+    readme = " ".join((ROOT / "README.md").read_text("utf8").split())
+    saved, acc, peer = 100 * (1 - gated["share"]["mean"]), gated["acc"]["mean"], full["acc"]["mean"]
+    assert f"save {saved:.0f} % of LoRA's bit operations at rank 8's accuracy ({acc:.3f} against {peer:.3f})" in readme
+    assert full["nll"]["mean"] < rounded["nll"]["mean"] < gated["nll"]["mean"]
+    assert abs(rounded["share"]["mean"] - gated["share"]["mean"]) < 0.03
+    for seed in (21, 42, 87):
+        trial, base = (
+            read_json(RUNS / "gates" / f"everyday-{name}-seed{seed}.json") for name in ("gated-mu0.01", "lora-r8")
+        )
+        low, high = base["scores"]["intervals"]["acc"]
+        assert low <= trial["scores"]["acc"] <= high and trial["share"] < 0.5

@@ -1,0 +1,50 @@
+"""benchmarks/gates.py on a tiny model: every method, its costs by hand, and that finished trials are not repeated."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_gates", ROOT / "benchmarks" / "gates.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_method_is_recorded_once(benchmark, tiny_folder, tmp_path, monkeypatch):
+    options = ["--out", str(tmp_path), "--model", str(tiny_folder), "--steps", "12", "--test-size", "6"]
+    options += ["--train-size", "12", "--mu", "5", "--ranks", "2", "8", "--gate-lr", "1.0", "--seeds", "1"]
+    benchmark.main(options)
+    trials = {json.loads(f.read_text())["config"]["method"]: json.loads(f.read_text()) for f in tmp_path.glob("*seed*")}
+    assert set(trials) == {"lora-r2", "lora-r8", "gated-mu5", "adalora"}
+    full = sum(8 * (32 + d_out) * 256 for d_out in (32, 16)) * 2  # q and v of two layers, per token
+    assert trials["lora-r8"]["bops"] == full and trials["lora-r8"]["share"] == 1
+    assert trials["lora-r2"]["share"] == 0.25
+    assert {bits: row["share"] for bits, row in trials["lora-r8"]["rounded"].items()} == {
+        "8": 0.5,
+        "4": 0.25,
+        "2": 0.125,
+    }
+    gated, adalora = trials["gated-mu5"], trials["adalora"]
+    layers = gated["gates"].items()
+    cost = [
+        own["rank"] * (32 * own["bits_a"] + (32 if "q_proj" in n else 16) * own["bits_b"]) * 16 for n, own in layers
+    ]
+    assert gated["bops"] == sum(cost) and gated["share"] < 0.5  # it learned something
+    assert sum(adalora["ranks"].values()) == 4 * 4 and len(adalora["ranks"]) == 4
+    summary = json.loads((tmp_path / "everyday-summary.json").read_text())
+    assert summary["methods"]["lora-r8-4bit"]["share"]["values"] == [0.25]
+    assert summary["methods"]["adalora"]["acc"]["se"] is None
+
+    monkeypatch.setattr(benchmark, "lora_trial", lambda *_: 1 / 0)
+    benchmark.main(options)  # nothing is repeated
+    with pytest.raises(SystemExit, match="other options"):
+        benchmark.main([*options, "--steps", "13"])
+    with pytest.raises(SystemExit):
+        benchmark.main([*options, "--methods", "lora-r3"])

@@ -1,0 +1,414 @@
+"""Table 1: cells that are whole or absent, a table that follows from them, and one sentence for what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from ivon_lora_lite import (
+    METHODS,
+    Predictions,
+    Table,
+    finetune,
+    hyperparameters,
+    load_task,
+    paper_table,
+    run_table,
+    score,
+    trainable,
+)
+from ivon_lora_lite.cli import main
+from ivon_lora_lite.methods import KeepBest, Settings
+from ivon_lora_lite.methods.adamw import BEST
+from ivon_lora_lite.studies import load_records
+from ivon_lora_lite.studies.table1 import Cell, export
+from ivon_lora_lite.studies.table1.layout import AVERAGE, DIGITS, SCALE, Entry
+from ivon_lora_lite.studies.table1.records import METRICS_FILE, load_record
+from ivon_lora_lite.studies.table1.runner import plan
+
+SMOKE = {"steps": 6, "train_size": 8, "test_size": 10, "validation_size": 6, "evaluations": 2, "samples": 2}
+SMOKE |= {"further_steps": 4, "collect_every": 2}
+FLAGS = [word for name, value in SMOKE.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+CELLS = 2 * (len(METHODS) - 1) + 1  # two seeds of everything, and one ensemble
+
+
+def command(model, out, *more) -> list[str]:
+    return ["table1", "--model", str(model), "--dtype", "fp32", "--seeds", "21", "42", *FLAGS, "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_folder, tmp_path_factory):
+    """All methods, two seeds, in one go."""
+    out = tmp_path_factory.mktemp("table")
+    settings = Settings(model=str(tiny_folder), dtype="fp32", **SMOKE)
+    run_table(out, ["everyday"], seeds=(21, 42), settings=settings, say=lambda *a, **k: None)
+    return out
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "copy")
+
+
+def files(out) -> dict[str, int]:
+    return {str(f.relative_to(out)): f.stat().st_mtime_ns for f in out.rglob("*") if f.is_file()}
+
+
+def edit(folder, change) -> None:
+    content = json.loads((folder / METRICS_FILE).read_text())
+    change(content)
+    (folder / METRICS_FILE).write_text(json.dumps(content))
+
+
+# ------------------------------------------------------------------------------------------------ making cells
+
+
+def test_every_method_fills_its_cells(made):
+    records = load_records(made)
+    assert len(records) == CELLS
+    assert {r.cell.method for r in records} == set(METHODS)
+    for r in records:
+        assert r.content["provenance"]["versions"]["torch"]
+        assert r.predictions.logits.shape[1:] == (10, 4)
+        draws = {"ivon": 2, "mc_dropout": 2, "swag": 2, "ensemble": 2}.get(r.cell.method, 1)
+        assert r.predictions.samples == draws, r.cell.method
+
+
+def test_methods_that_stand_on_adamw_share_its_weights(made):
+    from safetensors.torch import load_file
+
+    def weights(method):
+        return load_file(made / "everyday" / method / "seed21" / "adapter_model.safetensors")
+
+    adamw = weights("adamw")
+    for method in ("laplace_kfac", "laplace_diag"):
+        assert all(torch.equal(w, adamw[name]) for name, w in weights(method).items())
+    assert all(torch.equal(w, weights("swag")[name]) for name, w in weights("swa").items())
+    assert not all(torch.equal(w, adamw[name]) for name, w in weights("swa").items())
+
+
+def test_accuracy_stays_where_only_the_temperature_changes(made):
+    scores = {r.cell.method: r.scores for r in load_records(made) if r.cell.seed == 21}
+    assert scores["temperature"]["acc"] == scores["adamw"]["acc"]
+
+
+def test_laplace_cells_hold_the_average_of_their_linearised_draws(made):
+    from ivon_lora_lite import linearized_laplace, load_run
+
+    folder = made / "everyday" / "laplace_kfac" / "seed21"
+    line = linearized_laplace(load_run(folder), load_task("everyday").test[:10])
+    assert torch.allclose(load_record(folder).predictions.ensemble(), line.probabilities(1.0), atol=1e-5)
+
+
+def test_an_interrupted_table_repeats_nothing_and_ends_the_same(made, tiny_folder, tmp_path):
+    out = tmp_path / "killed"
+    run = [sys.executable, "-m", "ivon_lora_lite", *command(tiny_folder, out)]
+    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 300
+        while len(list(out.glob(f"*/*/seed*/{METRICS_FILE}"))) < 4:
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = files(out)
+    finished = {name for name in before if "/." not in name}
+    assert 0 < len({name.rsplit("/", 1)[0] for name in finished}) < CELLS
+    assert main(command(tiny_folder, out)) == 0
+    after = files(out)
+    assert {name: after[name] for name in finished} == {name: before[name] for name in finished}
+    assert not list(out.rglob("*.tmp"))  # what the killed process left is gone
+    assert (out / "table.md").read_text() == Table.from_records(load_records(made)).markdown() + "\n"
+
+
+def same_as(made, out, methods) -> None:
+    expected = {r.cell: r.scores for r in load_records(made)}
+    records = load_records(out)
+    assert {r.cell.method for r in records} == set(methods)
+    for r in records:
+        assert r.scores == pytest.approx(expected[r.cell], abs=1e-4), r.cell.label
+
+
+def test_two_processes_give_the_same_table(made, tiny_folder, tmp_path):
+    methods = ["adamw", "swa", "ensemble", "ivon@mean", "ivon"]
+    assert main([*command(tiny_folder, tmp_path, "--jobs", "2"), "--methods", *methods]) == 0
+    same_as(made, tmp_path, methods)
+
+
+def test_a_ray_cluster_gives_the_same_table(made, tiny_folder, tmp_path):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    try:
+        assert main([*command(tiny_folder, tmp_path, "--engine", "ray"), "--methods", "adamw", "swa"]) == 0
+    finally:
+        ray.shutdown()
+    same_as(made, tmp_path, ["adamw", "swa"])
+
+
+def test_a_finished_table_is_only_read(made, tiny_folder, capsys):
+    before = files(made / "everyday")
+    assert main(command(tiny_folder, made)) == 0
+    assert f"{CELLS} cells, {CELLS} of them finished already" in capsys.readouterr().out
+    assert files(made / "everyday") == before
+
+
+def test_early_stopping_keeps_the_weights_with_the_lowest_validation_nll(made, tiny_model):
+    task = load_task("everyday")
+    model = tiny_model(seed=3)
+    seen = {}
+
+    class Spy(KeepBest):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            super().on_step_end(args, state, control, model=model, **kwargs)
+            seen[state.global_step] = {name: p.detach().clone() for name, p in trainable(model).items()}
+
+    best = Spy(task.validation[:8], "text", 2)
+    run = finetune(model, task, optimizer="adamw", lr=0.02, steps=12, train_size=8, callbacks=[best], progress=False)
+    lowest = min(best.history, key=lambda record: record["eval_nll"])
+    assert [record["step"] for record in best.history] == [2, 4, 6, 8, 10, 12]
+    assert best.step == lowest["step"] and 0 < lowest["step"] < 12  # not the last one, or the test could not fail
+    assert all(torch.equal(w, seen[best.step][name]) for name, w in best.weights.items())
+    assert not all(torch.equal(w, run.weights[name]) for name, w in best.weights.items())
+    seconds = [record["seconds"] for record in best.history]
+    assert seconds == sorted(seconds) and seconds[-1] + best.seconds <= run.seconds
+
+
+def test_a_run_is_resumed_from_its_checkpoint_with_its_early_stopping(tiny_model, tmp_path):
+    task = load_task("everyday")
+    options = {"optimizer": "adamw", "lr": 0.02, "train_size": 8, "progress": False, "schedule": "constant"}
+    whole = KeepBest(task.validation[:8], "text", 2)
+    finetune(tiny_model(seed=3), task, steps=8, callbacks=[whole], **options)
+    options |= {"steps": 8, "output_dir": tmp_path, "save_every": 4}
+
+    class Interrupted(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(
+            tiny_model(seed=3), task, callbacks=[KeepBest(task.validation[:8], "text", 2), Interrupted()], **options
+        )
+    second = KeepBest(task.validation[:8], "text", 2)
+    finetune(tiny_model(seed=3), task, callbacks=[second], resume=True, **options)
+    pick = [(record["step"], record["eval_nll"]) for record in whole.history]
+    assert [(record["step"], record["eval_nll"]) for record in second.history] == pick
+    assert second.step == whole.step
+    assert all(torch.equal(w, whole.weights[name]) for name, w in second.weights.items())
+
+
+def test_checkpoints_do_not_change_a_cell_and_are_removed(made, tiny_folder, tmp_path):
+    settings = Settings(model=str(tiny_folder), dtype="fp32", checkpoint_every=2, **SMOKE)
+    run_table(tmp_path, ["everyday"], ["adamw"], [21], settings, say=lambda *a, **k: None)
+    (mine,) = load_records(tmp_path)
+    other = load_record(made / "everyday" / "adamw" / "seed21")
+    assert torch.equal(mine.predictions.logits, other.predictions.logits)
+    assert not list(tmp_path.rglob("checkpoint-*"))
+
+
+def test_without_weights_swa_is_trained_on_its_own_and_is_the_same(made, tiny_folder, tmp_path):
+    settings = Settings(model=str(tiny_folder), dtype="fp32", **SMOKE)
+    run_table(
+        tmp_path, ["everyday"], ["adamw", "swag", "swa"], [21], settings, keep_weights=False, say=lambda *a, **k: None
+    )
+    assert not (tmp_path / "everyday" / "swag" / "seed21" / "adapter_model.safetensors").exists()
+    for method in ("swa", "swag"):
+        mine = load_record(tmp_path / "everyday" / method / "seed21").predictions.logits
+        assert torch.equal(mine, load_record(made / "everyday" / method / "seed21").predictions.logits)
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def test_plan_refuses_what_cannot_be_made():
+    for arguments, message in (
+        ((["everyday"], ["adam"], [21]), "There is no method 'adam'. Known methods: adamw, adamw@early"),
+        ((["everyday"], [], [21]), "at least one task, one method and one seed"),
+        ((["everyday"], ["adamw", "ensemble"], [21, 21]), "at least two seeds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan(*arguments)
+
+
+def test_a_method_without_its_adamw_run_is_named(tiny_folder, tmp_path, capsys):
+    assert main([*command(tiny_folder, tmp_path), "--methods", "swag"]) == 2
+    error = capsys.readouterr().err
+    assert "everyday · swag · seed 21 stands on the adamw run of seed 21" in error and "--methods" in error
+    assert error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_other_settings_need_another_folder(copy, tiny_folder, capsys):
+    assert main([*command(tiny_folder, copy), "--samples", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "was made with samples=2, and now samples=3 is asked for" in error and error.count("\n") == 1
+
+
+def test_runs_of_different_models_do_not_share_a_table(copy):
+    folder = copy / "everyday" / "swag" / "seed42"
+    edit(folder, lambda content: content["config"].update(model="another"))
+    was = Predictions.load(folder / "predictions.safetensors")
+    replace(was, metadata={**was.metadata, "model": "another"}).save(folder / "predictions.safetensors")
+    with pytest.raises(ValueError, match=r"seed42 do not belong in one table: model is .* and another"):
+        load_records(copy)
+
+
+def test_runs_on_different_questions_do_not_share_a_table(copy):
+    folder = copy / "everyday" / "ivon" / "seed42"
+    was = Predictions.load(folder / "predictions.safetensors")
+    moved = replace(was, labels=was.labels.roll(1))
+    moved.save(folder / "predictions.safetensors")
+    edit(folder, lambda content: content.update(scores=dict(score(moved, intervals=False))))
+    with pytest.raises(ValueError, match="seed42 do not belong in one table: their test questions differ"):
+        load_records(copy)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda content: content["scores"].update(acc=0.99), "edited by hand: acc is 0.99 in metrics.json, and its"),
+        (lambda content: content["config"].update(steps=999), "edited by hand: steps is 999 in metrics.json and 6 in"),
+        (lambda content: content.pop("cost"), "is damaged, or not the record of a cell"),
+        (lambda content: content["scores"].pop("nll"), "edited by hand: nll is None"),
+    ],
+)
+def test_a_folder_edited_by_hand_is_named(change, message, copy):
+    folder = copy / "everyday" / "adamw" / "seed21"
+    edit(folder, change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_records(copy)
+
+
+def test_a_cell_in_the_wrong_place_is_named(copy):
+    os.rename(copy / "everyday" / "swag" / "seed21", copy / "everyday" / "swag" / "seed99")
+    with pytest.raises(ValueError, match="which belongs into everyday/swag/seed21"):
+        load_records(copy)
+
+
+def test_missing_seeds_are_named_and_a_partial_table_can_be_shown(copy, capsys):
+    shutil.rmtree(copy / "everyday" / "swag" / "seed42")
+    assert main(["table1", "--show", "--out", str(copy)]) == 2
+    assert "swag on everyday lacks seed 42." in capsys.readouterr().err
+    assert main(["table1", "--show", "--partial", "--out", str(copy)]) == 0
+    assert "Missing: swag on everyday lacks seed 42." in capsys.readouterr().out
+
+
+def test_a_task_with_a_slash_in_its_name_has_a_folder_like_the_others(made, tmp_path):
+    cell = Cell("glue/rte", "adamw", (21,))
+    assert cell.folder(tmp_path) == tmp_path / "glue-rte" / "adamw" / "seed21"
+    shutil.copytree(made / "everyday" / "adamw" / "seed21", cell.folder(tmp_path))
+    edit(cell.folder(tmp_path), lambda content: content["config"].update(task="glue/rte"))
+    was = Predictions.load(cell.folder(tmp_path) / "predictions.safetensors")
+    replace(was, metadata={**was.metadata, "task": "glue/rte"}).save(cell.folder(tmp_path) / "predictions.safetensors")
+    assert [r.cell for r in load_records(tmp_path)] == [cell]
+
+
+def test_an_empty_folder_has_no_table(tmp_path, capsys):
+    assert main(["table1", "--show", "--out", str(tmp_path)]) == 2
+    assert "holds no finished cell" in capsys.readouterr().err
+
+
+def test_settings_out_of_range_are_named():
+    with pytest.raises(ValueError, match="steps is 0; expected at least 1"):
+        Settings(steps=0)
+    with pytest.raises(ValueError, match="test_size is 0"):
+        Settings(test_size=0)
+    with pytest.raises(ValueError, match="no engine 'slurm'"):
+        run_table("x", ["everyday"], engine="slurm")
+    with pytest.raises(ValueError, match="jobs is 0"):
+        run_table("x", ["everyday"], jobs=0)
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def test_means_and_standard_errors_are_over_seeds(made):
+    records = load_records(made)
+    table = Table.from_records(records)
+    values = [r.scores["nll"] for r in records if r.cell.method == "swag"]
+    entry = table.entries["nll", "swag", "everyday"]
+    assert entry == Entry(statistics.mean(values), abs(values[0] - values[1]) / 2, 2)
+    assert table.entries["nll", "ensemble", "everyday"].error is None
+    assert table.columns == ["everyday"] and table.methods == list(METHODS)
+
+
+def test_the_average_over_tasks_is_taken_per_seed():
+    def record(task, seed, nll):
+        cell = Cell(task, "adamw", (seed,))
+        return type("R", (), {"cell": cell, "scores": {"acc": 0.5, "ece": 0.1, "nll": nll, "brier": 0.4}})()
+
+    records = [record("a", 1, 1.0), record("a", 2, 2.0), record("b", 1, 3.0), record("b", 2, 6.0)]
+    table = Table.from_records(records)
+    assert table.entries["nll", "adamw", AVERAGE] == Entry(3.0, 1.0, 2)  # seeds' means over tasks are 2 and 4
+
+
+def example() -> Table:
+    entries = {
+        ("acc", "adamw", "boolq"): Entry(0.5, 0.012, 3), ("acc", "ivon", "boolq"): Entry(0.523, None, 1),
+        ("nll", "adamw", "boolq"): Entry(1.0, 0.1, 3), ("nll", "ivon", "boolq"): Entry(1.1, 0.02, 3),
+    }  # fmt: skip
+    return Table(entries, ["boolq"], ["adamw", "ivon"])
+
+
+def test_differences_to_adamw_say_whether_they_improve():
+    table = example()
+    assert table.cell("acc", "adamw", "boolq") == ("50.0", "1.2", "", None)
+    assert table.cell("acc", "ivon", "boolq") == ("52.3", "", "+2.3", True)
+    assert table.cell("nll", "ivon", "boolq") == ("1.100", "0.020", "+0.100", False)
+    assert table.cell("ece", "ivon", "boolq") == ("–", "", "", None)
+    assert "| **(+2.3)** 52.3 |" in table.markdown() and "| (+0.100) 1.100 ± 0.020 |" in table.markdown()
+    assert "<span class='better'>(+2.3)</span> 52.3" in table.html()
+    assert "<span class='worse'>(+0.100)</span> 1.100<sub>0.020</sub>" in table.html()
+    assert r"\textcolor{red}{(+0.100)} $1.100_{0.020}$" in table.latex()
+    assert "| IVON | **(+2.3)** 52.3 | – | (+0.100) 1.100 ± 0.020 | – |" in table.compact()
+    assert r"ACC (\%) $\uparrow$ & AdamW & $50.0_{1.2}$ \\" in table.latex()
+
+
+def test_the_published_figures_stand_beside():
+    text = example().markdown(paper_table())
+    assert "| AdamW | 50.0 ± 1.2 |" in text and "| *AdamW, paper* | 85.8 ± 0.1 |" in text
+    assert "paper" not in Table(example().entries, ["everyday"], ["adamw"]).markdown(paper_table())
+
+
+def test_the_published_averages_follow_from_the_published_tasks():
+    paper = paper_table()
+    checked = 0
+    for (metric, method, task), entry in paper.entries.items():
+        parts = [paper.entries.get((metric, method, t)) for t in paper.tasks]
+        if task == AVERAGE and all(parts):
+            digits = 1 if metric in ("acc", "ece") else 2
+            rounding = 10**-digits / SCALE[metric] * (1.01 if digits == 1 else 1.0)
+            assert abs(entry.mean - statistics.mean(p.mean for p in parts)) <= rounding
+            checked += 1
+    assert checked >= 20 and set(DIGITS) == set(SCALE)
+
+
+def test_the_presets_are_the_papers_table_2():
+    import csv
+    from pathlib import Path
+
+    with (Path(__file__).parents[2] / "data" / "paper" / "table2.csv").open() as lines:
+        for row in csv.DictReader(lines):
+            setting = row.pop("setting")
+            for task, value in row.items():
+                assert hyperparameters("ivon", "paper", task)[setting] == pytest.approx(float(value), rel=1e-12)
+
+
+def test_export_keeps_what_the_table_needs(made, tmp_path):
+    assert export(made, tmp_path / "small") == CELLS
+    assert {f.name for f in (tmp_path / "small").rglob("*") if f.is_file()} == {METRICS_FILE, "predictions.safetensors"}
+    small = Table.from_records(load_records(tmp_path / "small"))
+    assert small.markdown() == Table.from_records(load_records(made)).markdown()
+    assert BEST in {f.name for f in made.rglob("*")}

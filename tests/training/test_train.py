@@ -1,0 +1,216 @@
+"""finetune(): what is the same for both optimizers, what a seed fixes, how it resumes."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from ivon_lora_lite import IVON, GaussianPosterior, Task, advice, finetune, hyperparameters, predict, score, trainable
+from ivon_lora_lite.training import finetuning as train_module
+
+OPTIONS = {"steps": 6, "batch_size": 2, "progress": False}
+
+
+@pytest.fixture
+def task(questions):
+    return Task("tiny", questions, questions[:4], questions[4:])
+
+
+def flat(run):
+    return torch.cat([w.flatten() for w in run.weights.values()])
+
+
+def test_both_optimizers_see_the_same_questions_in_the_same_order_from_the_same_start(tiny_model, task, monkeypatch):
+    model, seen = tiny_model("llama"), {}
+    collate = train_module.collate
+
+    def spy(batch, *args):
+        seen.setdefault(spy.optimizer, []).append([q.stem for q in batch])
+        return collate(batch, *args)
+
+    monkeypatch.setattr(train_module, "collate", spy)
+    starts = []
+    reset = train_module.reset_lora
+    monkeypatch.setattr(
+        train_module, "reset_lora", lambda m, s: (reset(m, s), starts.append([p.clone() for p in m.parameters()]))
+    )
+    for optimizer in ("adamw", "ivon"):
+        spy.optimizer = optimizer
+        finetune(model, task, optimizer=optimizer, **OPTIONS)
+    assert seen["adamw"][:6] == seen["ivon"][:6] and len({tuple(b) for b in seen["ivon"]}) > 1
+    assert all(torch.equal(a, b) for a, b in zip(*starts))
+
+
+def test_a_seed_fixes_the_run_and_runs_do_not_depend_on_each_other(tiny_model, task):
+    model = tiny_model("llama")
+    first = finetune(model, task, seed=1, **OPTIONS)
+    other = finetune(model, task, seed=2, **OPTIONS)
+    again = finetune(model, task, seed=1, **OPTIONS)
+    assert torch.equal(flat(first), flat(again)) and not torch.equal(flat(first), flat(other))
+    # a run predicts with its own weights although the model has been used for others since
+    assert torch.equal(predict(first, task.test).logits, predict(again, task.test).logits)
+    assert not torch.equal(predict(first, task.test).logits, predict(other, task.test).logits)
+
+
+def test_training_lowers_the_loss_and_ivon_returns_a_posterior(tiny_model, task):
+    model = tiny_model("llama")
+    before = score(predict(model, task.train), intervals=False)["nll"]
+    for optimizer, settings in (("adamw", {"lr": 1e-2}), ("ivon", {"lr": 10.0, "ess": 1e6})):
+        run = finetune(model, task, optimizer=optimizer, steps=40, batch_size=5, progress=False, **settings)
+        assert score(predict(run, task.train), intervals=False)["nll"] < 0.8 * before
+        assert isinstance(run.posterior, GaussianPosterior) == (optimizer == "ivon")
+        assert run.config["settings"]["lr"] == settings["lr"]
+    assert run.posterior.metadata["step"] == 40 and run.posterior.metadata["ess"] == 1e6
+
+
+def test_evaluating_during_training_does_not_change_it(tiny_model, task):
+    model = tiny_model("llama")
+    plain = finetune(model, task, **OPTIONS)
+    watched = finetune(model, task, eval_every=2, **OPTIONS)
+    assert torch.equal(flat(plain), flat(watched))
+    assert [r["step"] for r in watched.history if "eval_nll" in r] == [2, 4, 6]
+    assert any("ivon_sigma_mean" in r for r in watched.history)
+
+
+def test_accumulation_and_the_letter_format_work(tiny_model, task):
+    # four-choice questions only: the letter format needs as many letters as choices
+    run = finetune(tiny_model("llama"), task, format="letter", accumulation=2, **OPTIONS)
+    assert run.config["format"] == "letter" and run.config["accumulation"] == 2
+    assert torch.isfinite(flat(run)).all()
+
+
+@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
+def test_a_run_resumes_from_its_checkpoint(tiny_model, task, tmp_path, monkeypatch, optimizer):
+    model = tiny_model("llama")
+    whole = finetune(model, task, optimizer=optimizer, output_dir=tmp_path / "a", save_every=2, **OPTIONS)
+
+    class Stop(Exception):
+        pass
+
+    step, count = train_module.AnswerTrainer.training_step, []
+
+    def failing(self, *args, **kwargs):
+        count.append(1)
+        if len(count) == 5:
+            raise Stop
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(train_module.AnswerTrainer, "training_step", failing)
+    with pytest.raises(Stop):
+        finetune(model, task, optimizer=optimizer, output_dir=tmp_path / "b", save_every=2, **OPTIONS)
+    monkeypatch.setattr(train_module.AnswerTrainer, "training_step", step)
+    resumed = finetune(
+        model, task, optimizer=optimizer, output_dir=tmp_path / "b", save_every=2, resume=True, **OPTIONS
+    )
+    assert torch.equal(flat(whole), flat(resumed))
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"optimizer": "sgd"}, "no optimizer 'sgd'"),
+        ({"format": "essay"}, "no answer format 'essay'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"preset": "large"}, "no preset 'large'"),
+        ({"preset": "paper"}, "no settings for 'tiny'"),
+        ({"save_every": 2}, "give output_dir"),
+        ({"train_size": 0}, "no training questions"),
+    ],
+)
+def test_wrong_options_are_named(tiny_model, task, wrong, words):
+    with pytest.raises(ValueError, match=words):
+        finetune(tiny_model("llama"), task, **{**OPTIONS, **wrong})
+
+
+def test_presets_of_the_paper_give_its_noise():
+    """σ = 1/√(λ h₀): 0.0183, 0.0058 and 0.0316 (Table 2 and the text of the paper)."""
+    for task, sigma in (("boolq", 0.0183), ("winogrande_m", 0.0058), ("arc_easy", 0.0316)):
+        settings = hyperparameters("ivon", "paper", task)
+        assert 1 / (settings["ess"] * settings["hess_init"]) ** 0.5 == pytest.approx(sigma, abs=5e-5)
+    assert hyperparameters("adamw", "paper", "boolq") == {"lr": 5e-5, "weight_decay": 0.0}
+
+
+def test_diagnostics_by_hand():
+    w = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
+    optimizer = IVON([w], lr=0.1, ess=4.0, hess_init=1.0, weight_decay=0.0, clip_radius=0.5, beta1=0.0, beta2=0.5,
+                     rescale_lr=False, hess_approx="gradsq", seed=0)  # fmt: skip
+    start = optimizer.diagnostics()
+    assert start["sigma_mean"] == pytest.approx(0.5) and start["variance_drift"] == pytest.approx(1.0)
+    assert start["noise_to_weight"] == pytest.approx(0.5 / 12.5**0.5)
+    with optimizer.sampled_params(train=True):
+        w.grad = torch.tensor([0.1, 10.0])
+    optimizer.step()
+    # ĥ = λĝ² = 0.04 and 400;  h ← ½ h + ½ ĥ + ½·¼ (h − ĥ)²/h
+    h = torch.tensor([0.52 + 0.125 * 0.96**2, 200.5 + 0.125 * 399.0**2])
+    now = optimizer.diagnostics()
+    assert now["hess_moved"] == 1.0
+    assert now["sigma_mean"] == pytest.approx(float((1 / (4 * h)).sqrt().mean()))
+    assert now["variance_drift"] == pytest.approx(float((1 / h).mean()))
+    m, v = w.detach().double(), 1 / (4 * h.double())
+    prior = (m.square() + v).mean()
+    assert now["kl"] == pytest.approx(float(0.5 * ((m**2 + v) / prior - 1 - (v / prior).log()).sum()), rel=1e-5)
+    assert now["clipped"] == float(((torch.tensor([0.1, 10.0]) / h) >= 0.5).float().mean())
+
+
+def test_advice_follows_the_heuristics():
+    fine = {"variance_drift": 1.1, "noise_to_weight": 1.0, "skipped_steps": 0.0}
+    assert advice(fine) == []
+    assert "larger hess_init" in advice({**fine, "variance_drift": 0.1})[0]
+    assert "smaller hess_init" in advice({**fine, "variance_drift": 5.0})[0]
+    assert "larger ess" in advice({**fine, "noise_to_weight": 10.0})[0]
+    assert "3 steps were skipped" in advice({**fine, "skipped_steps": 3.0})[0]
+
+
+# ------------------------------------------------------------------------------------ start, schedule and callbacks
+
+
+@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
+def test_a_run_begins_from_the_weights_it_is_given(tiny_model, task, optimizer):
+    model = tiny_model("llama")
+    first = finetune(model, task, optimizer="adamw", **OPTIONS)
+    kept = {name: w.clone() for name, w in first.weights.items()}
+    still = finetune(model, task, optimizer=optimizer, start=first.weights, lr=0.0, **OPTIONS)
+    fresh = finetune(model, task, optimizer=optimizer, lr=0.0, **OPTIONS)
+    assert torch.equal(flat(still), flat(first)) and not torch.equal(flat(fresh), flat(first))
+    moved = finetune(model, task, optimizer=optimizer, start=first.weights, **OPTIONS)
+    assert not torch.equal(flat(moved), flat(first))
+    assert all(torch.equal(w, kept[name]) for name, w in first.weights.items())  # a copy was trained
+    assert (still.config["continued"], fresh.config["continued"]) == (True, False)
+
+
+def test_a_start_that_does_not_fit_is_refused(tiny_model, task):
+    model = tiny_model("llama")
+    start = {name: p.detach().clone() for name, p in trainable(model).items()}
+    name = next(iter(start))
+    with pytest.raises(ValueError, match="another rank or base model"):
+        finetune(model, task, start={**start, name: torch.zeros(3, 3)}, **OPTIONS)
+    del start[name]
+    with pytest.raises(ValueError, match="which the weights lacks"):
+        finetune(model, task, start=start, **OPTIONS)
+
+
+@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
+def test_the_learning_rate_decays_or_stays(tiny_model, task, optimizer):
+    model, rates = tiny_model("llama"), {}
+    for schedule in ("linear", "constant"):
+        run = finetune(model, task, optimizer=optimizer, schedule=schedule, lr=1e-3, **OPTIONS)
+        rates[schedule] = [r["learning_rate"] for r in run.history if "learning_rate" in r]
+        assert run.config["schedule"] == schedule
+    assert rates["constant"] == [1e-3] * 6
+    assert rates["linear"] == pytest.approx([1e-3 * (6 - i) / 6 for i in range(6)])
+    assert finetune(model, task, optimizer=optimizer, **OPTIONS).config["schedule"] == "linear"
+    with pytest.raises(ValueError, match="no schedule 'cosine'. Known schedules: linear, constant"):
+        finetune(model, task, schedule="cosine", **OPTIONS)
+
+
+def test_callbacks_are_called_beside_the_evaluation(tiny_model, task):
+    class Steps(TrainerCallback):
+        seen = []
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            self.seen.append((state.global_step, set(trainable(model))))
+
+    model = tiny_model("llama")
+    run = finetune(model, task, callbacks=[Steps()], eval_every=3, **OPTIONS)
+    assert Steps.seen == [(step, set(run.weights)) for step in range(1, 7)]
+    assert [r["step"] for r in run.history if "eval_nll" in r] == [3, 6]
+    assert torch.equal(flat(run), flat(finetune(model, task, **OPTIONS)))

@@ -1,0 +1,240 @@
+"""IVON in transformers.Trainer: accumulation, evaluation with draws, checkpoints, kill and resume."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from ivon_lora_lite import IVON, GaussianPosterior, IVONMixin, IVONTrainer, trainable
+
+IVON_OPTIONS = {"ess": 1e4, "hess_init": 1e-2, "weight_decay": 0.0, "rescale_lr": False, "clip_radius": 1e-2}
+
+
+def classifier(seed=0):
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    model.accepts_loss_kwargs = False  # its loss ignores them, so Trainer must divide it by the accumulation steps
+    return model
+
+
+def rows(n=64, seed=0):
+    """The label is the first token modulo 3."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 32, (n, 8), generator=generator)
+    return [{"input_ids": row, "labels": row[0] % 3} for row in ids]
+
+
+def arguments(folder, **changes):
+    settings = {
+        "output_dir": str(folder), "max_steps": 20, "per_device_train_batch_size": 8, "learning_rate": 0.1,
+        "report_to": "none", "disable_tqdm": True, "logging_steps": 5, "save_strategy": "no", "use_cpu": True,
+        "max_grad_norm": 0.0, "dataloader_pin_memory": False, "per_device_eval_batch_size": 16,
+    }  # fmt: skip
+    return TrainingArguments(**(settings | changes))
+
+
+def trained(folder, model=None, options=IVON_OPTIONS, resume=None, **changes):
+    trainer = IVONTrainer(
+        model or classifier(),
+        arguments(folder, **changes),
+        train_dataset=rows(),
+        eval_dataset=rows(32, 1),
+        ivon=options,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def test_a_classifier_learns_and_logs_diagnostics(tmp_path):
+    trainer = trained(tmp_path, max_steps=150, learning_rate=0.5)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    assert last["ivon_sigma_mean"] == pytest.approx(1 / (1e4 * 1e-2) ** 0.5, rel=0.1)
+    assert {"ivon_snr_p50", "ivon_clipped", "ivon_hess_moved", "ivon_kl", "ivon_skipped_steps"} <= last.keys()
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    large = trained(tmp_path / "a", per_device_train_batch_size=8)
+    small = trained(tmp_path / "b", per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    model = classifier()
+    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    moved = (weights(large) - start).abs().mean()
+    assert moved > 0
+    # dropout differs between the two ways to batch, so it is off in this model
+    assert (weights(large) - weights(small)).abs().mean() < 0.02 * moved
+
+
+@pytest.fixture(autouse=True)
+def no_dropout(monkeypatch):
+    plain = BertConfig.__init__
+
+    def without(self, *args, **kwargs):
+        plain(self, *args, **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **kwargs})
+
+    monkeypatch.setattr(BertConfig, "__init__", without)
+
+
+def test_mixed_precision_trains(tmp_path):
+    trainer = trained(tmp_path, bf16=True, max_steps=10)
+    assert torch.isfinite(weights(trainer)).all()
+    assert trainer.ivon_optimizer.state[next(trainer.model.parameters())]["step"] == 10
+
+
+def test_without_ivon_it_is_the_plain_trainer(tmp_path):
+    ours = trained(tmp_path / "a", options=None, learning_rate=1e-3)
+    plain = Trainer(classifier(), arguments(tmp_path / "b", learning_rate=1e-3), train_dataset=rows())
+    plain.train()
+    assert torch.equal(weights(ours), weights(plain))
+
+
+def test_an_ivon_optimizer_can_be_handed_over(tmp_path):
+    model = classifier()
+    optimizer = IVON(model.parameters(), lr=0.1, **IVON_OPTIONS)
+    trainer = IVONTrainer(model, arguments(tmp_path), train_dataset=rows(), optimizers=(optimizer, None))
+    trainer.train()
+    assert trainer.ivon_optimizer is optimizer
+    assert optimizer.state[next(model.parameters())]["step"] == 20
+
+
+def test_evaluation_with_draws_averages_probabilities_and_restores_the_mean(tmp_path):
+    trainer = trained(tmp_path, options={**IVON_OPTIONS, "ess": 1e2})
+    before = weights(trainer)
+    at_mean = trainer.evaluate()["eval_loss"]
+    trainer.eval_samples = 3
+    with_draws = trainer.predict(rows(32, 1))
+    assert torch.equal(weights(trainer), before)
+    assert trainer.evaluate()["eval_loss"] != at_mean
+    posterior = GaussianPosterior.from_optimizer(trainer.ivon_optimizer, trainer.model)
+    batch = {k: torch.stack([r[k] for r in rows(32, 1)]) for k in ("input_ids",)}
+    trainer.model.eval()
+    by_hand = []
+    for seed in range(3):
+        with posterior.applied(trainer.model, seed), torch.no_grad():
+            by_hand.append(trainer.model(**batch).logits.softmax(-1))
+    expected = torch.stack(by_hand).mean(0)
+    torch.testing.assert_close(torch.tensor(with_draws.predictions).softmax(-1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoints_carry_the_posterior(tmp_path):
+    trainer = trained(tmp_path, save_strategy="steps", save_steps=10)
+    posterior = GaussianPosterior.load(tmp_path / "checkpoint-20")
+    assert posterior.metadata["step"] == 20 and posterior.metadata["ess"] == 1e4
+    for name, p in trainable(trainer.model).items():
+        assert torch.equal(posterior.mean[name], p.detach())
+        assert torch.equal(posterior.variance[name], trainer.ivon_optimizer.variance(p))
+
+
+def test_the_mixin_goes_before_any_trainer_class(tmp_path):
+    class Custom(Trainer):
+        seen = 0
+
+        def compute_loss(self, *args, **kwargs):
+            Custom.seen += 1
+            return super().compute_loss(*args, **kwargs)
+
+    class CustomIVON(IVONMixin, Custom):
+        pass
+
+    trainer = CustomIVON(classifier(), arguments(tmp_path, max_steps=3), train_dataset=rows(), ivon=IVON_OPTIONS)
+    trainer.train()
+    assert Custom.seen == 3 and trainer.ivon_optimizer is not None
+
+
+def test_a_poor_start_is_reported(tmp_path):
+    with pytest.warns(UserWarning, match="larger ess or hess_init"):
+        trained(tmp_path, options={**IVON_OPTIONS, "ess": 1.0}, max_steps=5)
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+import test_trainer as t
+from transformers import BertConfig, TrainerCallback
+torch.set_num_threads(1)
+class Show(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        print("step", state.global_step, flush=True)
+folder, resume = sys.argv[1], sys.argv[2] == "resume"
+from transformers.trainer_utils import get_last_checkpoint
+model = t.classifier()   # with dropout: the checkpoint must carry that random state too
+trainer = t.IVONTrainer(model, t.arguments(folder, max_steps=40, save_strategy="steps", save_steps=7),
+                        train_dataset=t.rows(), ivon=t.IVON_OPTIONS, callbacks=[Show()])
+last = get_last_checkpoint(folder) if resume else None
+print("from", last, flush=True)
+trainer.train(resume_from_checkpoint=last)
+torch.save({{"weights": t.weights(trainer), "hess": [s["hess"] for s in trainer.ivon_optimizer.state.values()]}},
+           folder + "/end.pt")
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_steps_and_resumed_is_bit_equal(tmp_path):
+    """SIGKILL at random steps of one run, resumed each time; IVON_LORA_KILLS=20 does it more often."""
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+    def start(folder, how):
+        return subprocess.Popen(
+            [sys.executable, str(script), str(folder), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment,
+        )  # fmt: skip
+
+    whole = start(tmp_path / "whole", "fresh")
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors[-2000:]
+    kills = int(os.environ.get("IVON_LORA_KILLS", "5"))
+    chance = random.Random(0)
+    done = 0
+    for _ in range(kills):
+        process = start(tmp_path / "killed", "resume")
+        for line in process.stdout:
+            if line.startswith("step"):
+                done = int(line.split()[1])
+                if chance.random() < 0.15 or done >= 38:
+                    break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+        time.sleep(0.1)
+    last = start(tmp_path / "killed", "resume")
+    out, errors = last.communicate(timeout=300)
+    assert last.returncode == 0, errors[-2000:]
+    a, b = (torch.load(tmp_path / name / "end.pt") for name in ("whole", "killed"))
+    assert torch.equal(a["weights"], b["weights"])
+    assert all(torch.equal(x, y) for x, y in zip(a["hess"], b["hess"]))
+    assert done > 0 and kills >= 5
+
+
+def test_causal_language_model_finetuning_saves_adapter_and_posterior(tmp_path, tiny_model):
+    """The example of causal-LM finetuning: labels are the tokens themselves, LoRA is all that trains."""
+    model = tiny_model("llama")
+    generator = torch.Generator().manual_seed(0)
+    texts = [{"input_ids": ids, "labels": ids.clone()} for ids in torch.randint(3, 40, (16, 12), generator=generator)]
+    trainer = IVONTrainer(model, arguments(tmp_path, max_steps=4), train_dataset=texts, ivon=IVON_OPTIONS)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "end"))
+    saved = load_file(tmp_path / "end" / "adapter_model.safetensors")
+    posterior = GaussianPosterior.load(tmp_path / "end")
+    assert saved.keys() == posterior.mean.keys()
+    assert all(torch.equal(saved[name], posterior.mean[name]) for name in saved)
+    assert json.loads((tmp_path / "end" / "adapter_config.json").read_text())["peft_type"] == "LORA"
