@@ -1,4 +1,4 @@
-# make demo | test | lab | lint | lock — each sets up .venv first; needs Python >= 3.10 and a package index, no model hub.
+# make demo | test | check | lab | lint | lock — each sets up .venv first; needs Python >= 3.10 and a package index, no model hub.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lab lint lock setup clean
+.PHONY: demo test check lab lint lock setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m ivon_lora_lite demo --test-size 300 --out outputs/demo
@@ -15,8 +15,13 @@ test: setup lint
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
 	$(BIN)/python -m pytest --nbval -p no:cacheprovider notebooks
 
+# what takes less than a second a test, in about two minutes
+check: setup lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# in a container one is root, and JupyterLab wants to be told that this is meant
 lab: setup
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
 lint: setup
 	$(BIN)/ruff check .

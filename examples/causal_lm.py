@@ -1,4 +1,4 @@
-"""Supervised finetuning of a causal language model with LoRA and IVON, in a training loop of one's own.
+"""Supervised finetuning of a causal language model with LoRA and IVON, in a training loop of your own.
 
     python examples/causal_lm.py [OUTPUT] [MODEL]
 

@@ -105,7 +105,10 @@ def read_tensors(path: str | os.PathLike, format: str, what: str) -> tuple[dict[
         if header.get("format") != format:
             raise ValueError(f"{path} holds no {what} of this package (format {header.get('format')!r}).")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    return tensors, json.loads(header.get("facts", "{}"))
+    try:
+        return tensors, json.loads(header.get("facts", "{}"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def format_of(path: str | os.PathLike, what: str) -> str | None:

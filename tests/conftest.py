@@ -7,14 +7,17 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere: the tests never use the network
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 
-from ivon_lora_lite import LoraSettings, Question, load_model, lora_parameters
+from ivon_lora_lite import LoraSettings, Question, Task, load_model, lora_parameters
 from ivon_lora_lite.language import letter_prompt
 from ivon_lora_lite.language.adapters import peft_config
 
+ROOT = Path(__file__).parents[1]
+BROWSERS = ("chromium", "chromium-browser")  # one of them serves the browser tests
 VOCABULARY = 512  # of both tokenizers, so that they serve the same models
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 TEXT = """
@@ -80,6 +83,26 @@ QUESTIONS = (
 @pytest.fixture
 def questions() -> list[Question]:
     return list(QUESTIONS)
+
+
+@pytest.fixture
+def task(questions) -> Task:
+    return Task("tiny", questions, questions[:4], questions[4:])
+
+
+def flat(tensors) -> torch.Tensor:
+    """Many tensors (or a dict of them, by name) as one vector."""
+    members = [tensors[name] for name in sorted(tensors)] if isinstance(tensors, dict) else tensors
+    return torch.cat([t.detach().flatten() for t in members])
+
+
+def load_script(path: str):
+    """A script of the repository, such as ``benchmarks/gpu.py``, as a module."""
+    file = ROOT / path
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _wrap(tokenizer, **options):

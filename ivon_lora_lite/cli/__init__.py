@@ -1,7 +1,5 @@
 """The command line: `python -m ivon_lora_lite COMMAND`; `--help` after any command teaches it."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """`demo`: AdamW against IVON, with a report."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

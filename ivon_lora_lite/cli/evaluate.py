@@ -1,7 +1,5 @@
 """`evaluate`: score a saved run."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

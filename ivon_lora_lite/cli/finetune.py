@@ -1,7 +1,5 @@
 """`finetune`: train, save and evaluate one run."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`tasks` and `models`: what there is."""
 
-from __future__ import annotations
-
 import argparse
 
 

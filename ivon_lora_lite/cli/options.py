@@ -1,7 +1,5 @@
 """Options that commands share, and the kinds of numbers that they take."""
 
-from __future__ import annotations
-
 import argparse
 
 HUB = "folder laid out like the Hub to read datasets from (default: $IVON_LORA_HUB)"

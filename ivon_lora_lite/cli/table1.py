@@ -1,7 +1,5 @@
 """`table1`: all methods × tasks × seeds, resumable, as a table."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

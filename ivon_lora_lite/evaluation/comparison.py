@@ -1,7 +1,5 @@
 """Comparing results: two methods on the same questions, and one method over several seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

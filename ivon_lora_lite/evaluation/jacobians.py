@@ -9,8 +9,6 @@ the frozen base may be 16-bit or quantised.
 examples, but a packed row (format ``text``) holds many questions, whose C logits come from many positions each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import torch

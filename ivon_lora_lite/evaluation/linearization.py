@@ -5,8 +5,6 @@ f ~ N(f(m), τ J Σ Jᵀ): one C × C covariance per question gives the predicti
 likes. It is an approximation; exact draws are the reference (:func:`ivon_lora_lite.tau_sweep`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ dimensions (draws, temperatures τ, bootstrap resamples, seeds) are computed at 
 have carries probability 0. The metrics are those of Cong et al. (2024), Table 1: ACC, NLL, ECE, Brier.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -3,8 +3,6 @@
 One draw serves the whole set of questions, and the same seed gives the same ε for every τ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Predictions as logits ``[S, N, C]``, and their scores.
 
-Draws are drawn once: every metric, temperature and number of draws is computed from the stored logits afterwards.
+Draws are made once. Every metric and every number of draws is computed from the stored logits afterwards.
 """
 
 from __future__ import annotations

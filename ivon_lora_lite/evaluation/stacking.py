@@ -4,8 +4,6 @@ The frozen base is the same for all draws, so its large products run once for al
 the same logits; `benchmarks/tau.py` compares the times.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 

@@ -5,8 +5,6 @@ Counted are LoRA's own two products, not the frozen base: a merged adapter would
 apart (one of many on a shared base) costs this.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ The stretch from (0, 1) to (γ, ζ) puts mass on the ends, and between them z is
 those of Bayesian Bits (van Baalen et al. 2020).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -8,8 +8,6 @@ Each step divides the former by an odd number, so the grids are nested and the s
 error is at most s_b/2. Bayesian Bits has a gate z₂ too, which switches a tensor off; that is what rank gates do here.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

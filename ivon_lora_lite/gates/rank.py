@@ -1,7 +1,5 @@
 """Gates on LoRA's directions: direction i is on only if 1 … i − 1 are, so an open prefix is a rank."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

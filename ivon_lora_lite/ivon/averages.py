@@ -1,7 +1,5 @@
 """Several draws per step: averages of gradients, and of what their Hessian estimates are made of."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

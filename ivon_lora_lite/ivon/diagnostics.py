@@ -1,7 +1,5 @@
 """Is the posterior healthy? A few numbers from the optimizer's state, computed only when asked for."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

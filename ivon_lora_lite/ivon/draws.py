@@ -1,7 +1,5 @@
 """Draws θ ~ N(m, diag v), put into the parameters themselves; and the random streams that they come from."""
 
-from __future__ import annotations
-
 import math
 from threading import Thread
 

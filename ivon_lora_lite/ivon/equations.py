@@ -12,8 +12,6 @@ The optimizer keeps the draw as its *perturbation* ε / √(h + δ), so that θ 
 their first argument in place. Rates are numbers, or tensors without dimensions where only the device knows them.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Gradients that are not finite: a step with one of them changes nothing and is counted."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

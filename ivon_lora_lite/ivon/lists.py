@@ -4,8 +4,6 @@ An operation on one large tensor uses all cores and costs one call, so tensors t
 one flat tensor; on a CPU the lists are cut so that each fits the cache.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

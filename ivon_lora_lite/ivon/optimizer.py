@@ -17,8 +17,6 @@ stay in ``p.grad`` and ``step()`` pairs them with the draw. So accumulation (ent
 ``clip_grad_norm_``, ``GradScaler`` and data-parallel all-reduce act on ``p.grad`` as with any other optimizer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from . import state as gaussian
 from .averages import GradientAverages
 from .diagnostics import ivon_diagnostics
 from .draws import Draws, Perturbation
@@ -34,16 +33,6 @@ from .equations import hessian_estimate, new_hessian, new_mean, new_momentum
 from .finite import FiniteGuard
 from .lists import by, joined, parts
 from .ranks import average_over_ranks, check_not_averaged
-from .state import (
-    STRUCTURE,
-    check_group,
-    check_options,
-    lay_out,
-    matching_state,
-    mean_of,
-    start,
-    variance_of,
-)
 
 PER_GROUP = ("lr", "ess", "hess_init", "beta1", "beta2", "weight_decay", "clip_radius")
 
@@ -97,7 +86,7 @@ class IVON(Optimizer):
         seed: int | None = None,
         max_skipped: int = 20,
     ):
-        check_options(mc_samples, hess_approx)
+        gaussian.check_options(mc_samples, hess_approx)
         self.mc_samples, self.hess_approx, self.sync = mc_samples, hess_approx, sync
         self.debias, self.rescale_lr = debias, rescale_lr
         self._draws, self._finite = Draws(seed, per_rank=sync), FiniteGuard(max_skipped)
@@ -112,7 +101,7 @@ class IVON(Optimizer):
             raise RuntimeError("A draw is pending: call step() (or zero_grad()) before add_param_group().")
         super().add_param_group(param_group)
         try:
-            check_group(self.param_groups[-1])
+            gaussian.check_group(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -213,7 +202,7 @@ class IVON(Optimizer):
         h, momentum, m = (
             [s["hess"] for s in state],
             [s["momentum"] for s in state],
-            [mean_of(self.state, p) for p in params],
+            [gaussian.mean_of(self.state, p) for p in params],
         )
         if moments:
             grad, estimate = [moments[p][0] for p in params], [moments[p][1] for p in params]
@@ -290,15 +279,15 @@ class IVON(Optimizer):
         """Posterior mean m of a parameter (the fp32 copy if the parameter is 16-bit)."""
         if self._inside:
             raise RuntimeError("The parameters are a draw now: leave sampled_params() first.")
-        return mean_of(self.state, p)
+        return gaussian.mean_of(self.state, p)
 
     def variance(self, p: Tensor) -> Tensor:
         """Posterior variance v = 1 / (λ (h + δ)) of a parameter, in its shape; fp32 or finer."""
         for group in self.param_groups:
             if any(p is q for q in group["params"]):
                 if not self.state[p]:
-                    start(self.state, [p], group)
-                return variance_of(self.state, p, group)
+                    gaussian.start(self.state, [p], group)
+                return gaussian.variance_of(self.state, p, group)
         raise ValueError("This parameter is not in the optimizer.")
 
     def diagnostics(self) -> dict[str, float]:
@@ -311,7 +300,7 @@ class IVON(Optimizer):
             raise RuntimeError("The parameters are a draw now: leave sampled_params() before saving.")
         return super().state_dict() | {
             "ivon": {
-                "options": {name: getattr(self, name) for name in STRUCTURE},
+                "options": {name: getattr(self, name) for name in gaussian.STRUCTURE},
                 "noise": self._draws.noise.state_dict(),
                 "finite": self._finite.state_dict(),
             }
@@ -323,12 +312,14 @@ class IVON(Optimizer):
         Raises:
             ValueError: naming the first difference.
         """
-        pairs = matching_state(self.param_groups, {name: getattr(self, name) for name in STRUCTURE}, state_dict)
+        pairs = gaussian.matching_state(
+            self.param_groups, {name: getattr(self, name) for name in gaussian.STRUCTURE}, state_dict
+        )
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "ivon"})
         for p, saved in pairs:  # torch casts state to the parameter's dtype; ours stays fp32
             self.state[p].update({k: v.detach().clone().to(p.device) for k, v in saved.items() if k != "step"})
         for group in self.param_groups:
-            lay_out(self.state, [p for p in group["params"] if self.state[p]])
+            gaussian.lay_out(self.state, [p for p in group["params"] if self.state[p]])
         self._draws.noise.load_state_dict(state_dict["ivon"]["noise"])
         self._finite.load_state_dict(state_dict["ivon"]["finite"])
         self._forget()

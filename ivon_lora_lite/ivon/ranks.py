@@ -1,7 +1,5 @@
 """Several processes (ranks) that train one model."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch import Tensor

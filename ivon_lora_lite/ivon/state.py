@@ -3,8 +3,6 @@
 And what IVON refuses: arguments outside their range, and checkpoints that do not fit.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

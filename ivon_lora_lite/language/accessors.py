@@ -3,8 +3,6 @@
 :func:`load_model` sets both. For a PEFT model of your own, set ``model.tokenizer``; the description may be missing.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 

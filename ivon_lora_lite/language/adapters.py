@@ -1,7 +1,5 @@
 """LoRA on a base model: its settings, the layers it goes on, and adapters that exist already."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Devices and number formats: what is asked for, and what this machine has."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from importlib import metadata

@@ -1,7 +1,5 @@
 """Where a model's files are: the embedded one, a folder, or the Hugging Face Hub; and why they could not be had."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,8 +72,8 @@ def not_found(name: str, error: Exception) -> str:
     if " is gated " in clause:
         return f"{clause}."
     return (
-        f"Could not load the model {name!r} ({first_line(error)}). Is the Hub id or folder right, is the Hub reachable, "
-        "and have you accepted the model's licence and logged in (`hf auth login`) if it is gated?"
+        f"Could not load the model {name!r} ({first_line(error)}). Is the Hub id or folder right, is the Hub "
+        "reachable, and have you accepted the model's licence and logged in (`hf auth login`) if it is gated?"
     )
 
 

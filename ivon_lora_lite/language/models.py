@@ -1,7 +1,5 @@
 """Base models with LoRA: the embedded SmolLM2-135M, or one of the Hugging Face Hub; language models and classifiers."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterable

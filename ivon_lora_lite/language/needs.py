@@ -6,8 +6,6 @@ a gated model without a token. :func:`check_model` says all of it in one sentenc
 imported: on a machine without CUDA its import may fail or warn.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """What a multiple-choice question and a task are."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 

@@ -1,10 +1,8 @@
 """The known tasks: where each lives, and how its rows become questions. A new task is one entry of ``TASKS``.
 
-Prompts of the paper's six are those of Laplace-LoRA (Yang et al. 2024), which Cong et al. (2024) use too; GLUE's are
-questions of ours, which a language model answers in words, a sequence classifier by its head (the format ``class``).
+Prompts of the paper's six are those of Laplace-LoRA (Yang et al. 2024), which Cong et al. (2024) use too; GLUE's were
+written for this package: a language model answers them in words, a sequence classifier by its head (format ``class``).
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass

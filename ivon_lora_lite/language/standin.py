@@ -4,8 +4,6 @@ Nothing about quality can be learned from them. They are folders that :func:`ivo
 runs on them is the code that runs on a downloaded model.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Data sets come from the Hugging Face Hub, or from a local folder laid out like i
 ``IVON_LORA_HUB``).
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable

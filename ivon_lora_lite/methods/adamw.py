@@ -1,7 +1,5 @@
 """AdamW: one point, no uncertainty over weights; at the end of training, or where validation was best."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What a method is, what it is given, and what it gives back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

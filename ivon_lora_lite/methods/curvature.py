@@ -8,8 +8,6 @@ which is the Fisher information too. A LoRA factor W (a linear layer with input 
 has ∂(Lᵀf)_k/∂W = Σ_t g_kt x_tᵀ =: M_k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Deep ensemble: the same training from several seeds, and the average of what the results say."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

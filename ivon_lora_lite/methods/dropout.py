@@ -1,7 +1,5 @@
 """MC dropout: dropout stays on at test time, and each pass through the model is a draw."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

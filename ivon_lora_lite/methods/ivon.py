@@ -1,7 +1,5 @@
 """IVON: predictions at the mean of its posterior, and with draws from it."""
 
-from __future__ import annotations
-
 from ..evaluation import predict
 from .adamw import trained
 from .base import Bench, Method, Result

@@ -1,7 +1,5 @@
 """Laplace: a Gaussian around AdamW's weights whose width is the curvature of the loss there."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

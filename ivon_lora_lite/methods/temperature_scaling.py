@@ -1,7 +1,5 @@
 """Temperature scaling: one number, fitted on held-out questions, makes predictions more or less sure."""
 
-from __future__ import annotations
-
 import math
 import time
 

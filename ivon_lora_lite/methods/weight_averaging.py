@@ -1,7 +1,5 @@
 """SWA and SWAG: train on at a constant learning rate, and keep the mean and the spread of the weights on the way."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The τ explorer: a slider on predictions (ipywidgets). It needs predictions and metrics only, no model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import plotly.graph_objects as go

@@ -1,7 +1,5 @@
 """Figures of predictions: the τ trade-off, for one run and over seeds, and reliability diagrams."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Self-contained HTML: tables, reliability diagrams and the τ slider, without kernel and network."""
 
-from __future__ import annotations
-
 import html
 import json
 import os

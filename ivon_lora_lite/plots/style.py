@@ -1,7 +1,5 @@
 """Colours, layout and axes that all figures share: a colour means one thing everywhere."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 COLORS = {"ivon": "#1f5fbf", "linear": "#7fa7dd", "adamw": "#d9822b", "before": "#8a8f98", "now": "#c2255c"}

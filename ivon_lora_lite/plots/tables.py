@@ -1,7 +1,5 @@
 """Scores and changed answers as HTML."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 

@@ -4,8 +4,6 @@ Everything that needs to know this asks here. The names are those under which PE
 adapter's own name, such as ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

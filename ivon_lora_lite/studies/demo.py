@@ -1,7 +1,5 @@
 """The main job, end to end: AdamW against IVON on the same questions, in the same order, with the same budget."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What happens beside the Trainer's steps: a progress bar, and scores on validation questions."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

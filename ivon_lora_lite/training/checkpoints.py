@@ -1,7 +1,5 @@
 """Which checkpoint a run continues from: the last whole one in its folder, and only if it is this run's."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

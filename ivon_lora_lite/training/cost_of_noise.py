@@ -5,8 +5,6 @@
 `suggest.py` applies it to the models and tasks of this package; its head says why one would ask.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

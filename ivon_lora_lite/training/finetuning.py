@@ -4,8 +4,6 @@
 the questions, and runs AdamW the same way for comparison.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Hyperparameters by task: the paper's, and values measured for small models on the validation split."""
 
-from __future__ import annotations
-
 _PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False}
 # lowest validation NLL on `everyday` with SmolLM2-135M: data/runs/everyday-search, made by benchmarks/search.py
 _SMALL = {**_PAPER, "lr": 0.2, "ess": 8.16e5, "hess_init": 1e-3}  # σ = 0.035

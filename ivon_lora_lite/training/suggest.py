@@ -21,10 +21,8 @@ for all weights. So β₂ = 1 − 0.1/steps, with which h goes a tenth of the wa
 
 `benchmarks/suggest.py` compares that with borrowing the preset (`data/runs/suggest`, notebook 11). On two other tasks
 the suggestion is better, by β₂ alone, since σ stays at its bound there. For two other shapes of LoRA, where it asks for
-less noise, no difference can be told. So where a similar model has a λ, borrow it and set β₂; else start here.
+less noise, no difference was found. So where a similar model has a λ, borrow it and set β₂; else start here.
 """
-
-from __future__ import annotations
 
 import math
 import random
@@ -130,10 +128,10 @@ def suggest_hyperparameters(
         batch_size: questions per forward pass.
         hess_init: h₀; only the product λ(h₀ + δ) decides σ.
         weight_decay: δ.
-        train_size: use the first so many training questions.
-        questions: the cost is measured on so many of them, drawn at random.
+        train_size: use only the first training questions, this many.
+        questions: number of questions, drawn at random, on which the cost is measured.
         draws: antithetic pairs ±ε; each σ takes 2·draws passes over these questions.
-        pilot_steps: so many steps of AdamW before measuring; by default none.
+        pilot_steps: steps of AdamW before measuring; by default none.
         seed: of LoRA's start, the choice of questions, the noise, and the pilot.
 
     Returns:

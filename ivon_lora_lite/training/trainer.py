@@ -4,8 +4,6 @@ from ivon_lora_lite import IVONTrainer
 trainer = IVONTrainer(model, args, train_dataset=..., ivon={"ess": 1e6, "hess_init": 1e-3})
 """
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -254,6 +254,7 @@ def test_a_suggestion_is_printed_and_used(model, tmp_path, capsys):
     assert settings["beta2"] == 1 - 0.1 / 2  # of two steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
 def test_gates_are_learned_and_evaluate_scores_the_gated_run(optimizer, model, tmp_path, capsys):
     out = tmp_path / "run"
@@ -499,6 +500,7 @@ def test_control_c_leaves_no_folder(moment, model, tmp_path, capsys, monkeypatch
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_control_c_while_the_demo_writes_leaves_no_folder(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ivon_lora_lite.evaluation.TauSweep.save", interrupt)  # when four predictions have been written
     before = tree(tmp_path)
@@ -550,6 +552,7 @@ def python(*words) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, encoding="utf8", env=environment, timeout=240)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_exit_code_2_for_the_shell(tmp_path):
     done = python("-m", "ivon_lora_lite", "finetune", "--task", "nope")
     assert done.returncode == 2
@@ -558,6 +561,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_for_the_shell(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_no_remark_of_transformers_stands_beside_the_one_line(forgetful, tmp_path):
     # its logger keeps the stderr of the time it was imported, so only a process of its own shows what a user sees
     done = python("-m", "ivon_lora_lite", "finetune", "--model", forgetful, *SMALL, "--out", tmp_path / "run")

@@ -291,6 +291,7 @@ def test_a_loop_of_ones_own_trains_weights_and_gates(tiny_model, batch, optimize
 OPTIONS = {"steps": 12, "batch_size": 2, "progress": False, "lr": 1e-2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "ivon"])
 def test_finetune_with_gates(tiny_model, questions, optimizer):
     model = tiny_model()
@@ -346,6 +347,7 @@ def test_a_gated_run_is_saved_as_any_run_and_as_an_adapter_of_its_ranks(tiny_fol
         torch.testing.assert_close(predict(small, questions).logits, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluating_does_not_change_a_gated_run(tiny_model, questions):
     model = tiny_model()
     options = {**OPTIONS, "optimizer": "adamw", "gates": GateSettings(prior=1.0)}

@@ -86,6 +86,7 @@ def launch(ranks, folder, mode):
     return [torch.load(folder / f"{mode}-{ranks}-{rank}") for rank in range(ranks)]
 
 
+@pytest.mark.slow
 def test_two_processes_with_accelerate_equal_one(tmp_path):
     (one,) = launch(1, tmp_path, "accelerate")
     two = launch(2, tmp_path, "accelerate")
@@ -97,6 +98,7 @@ def test_two_processes_with_accelerate_equal_one(tmp_path):
     assert one["losses"][-5:].mean() < one["losses"][:5].mean()
 
 
+@pytest.mark.slow
 def test_noise_of_their_own_gives_equal_ranks_and_a_hessian_that_does_not_shrink(tmp_path):
     """sync=True averages ĝ and each rank's own ĥ; pairing the mean gradient with one rank's noise would give h/2."""
     first, second = launch(2, tmp_path, "sync")
@@ -119,6 +121,7 @@ def quadratic(rank, ranks, folder, port):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_per_rank_noise_estimates_the_hessian_without_bias(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -129,6 +132,7 @@ def test_per_rank_noise_estimates_the_hessian_without_bias(tmp_path):
     assert h == pytest.approx(3.0, rel=0.15)
 
 
+@pytest.mark.slow
 def test_sync_on_gradients_that_ddp_averaged_is_refused(tmp_path):
     first, second = launch(2, tmp_path, "ddp-with-sync")
     assert "no_sync" in first["error"] and "no_sync" in second["error"]

@@ -7,6 +7,7 @@ import math
 import ivon as oracle
 import pytest
 import torch
+from conftest import flat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -37,10 +38,6 @@ def problem(seed=0):
     return w, loss
 
 
-def flat(tensors):
-    return torch.cat([t.detach().flatten() for t in tensors])
-
-
 def hessians(optimizer):
     return flat([optimizer.state[p]["hess"] for group in optimizer.param_groups for p in group["params"]])
 
@@ -62,6 +59,7 @@ def play(optimizer, w, loss, steps, draws, displacements=None):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "approx, draws, debias, rescale, clip, decay",
     list(itertools.product(["price", "gradsq"], [1, 3], [True, False], [True, False], [math.inf, 0.1], [0.0, 1e-2])),
@@ -114,6 +112,7 @@ def test_step_with_closure_equals_the_explicit_loop():
 # ------------------------------------------------------------------------------------------------------ closed forms
 
 
+@pytest.mark.slow
 def test_recovers_the_posterior_of_linear_regression(double):
     """With λ = N and prior precision λδ the best diagonal Gaussian has the exact mean and v = 1/(N (diag H + δ))."""
     generator = torch.Generator().manual_seed(1)
@@ -589,11 +588,11 @@ def test_several_draws_notice_a_gradient_that_was_replaced():
 def test_flat_state_gives_the_same_as_tensor_by_tensor(monkeypatch, decay, missing):
     """State in one block of memory is worked on as one tensor; where it cannot be, tensor by tensor."""
     results, flats, joined = [], [], lists.joined
-    for flat in (True, False):
+    for joining in (True, False):
         calls = []
 
-        def watched(*given, flat=flat, calls=calls):
-            out = joined(*given) if flat else given
+        def watched(*given, joining=joining, calls=calls):
+            out = joined(*given) if joining else given
             calls.append(len(out[0]) < len(given[0]))
             return out
 

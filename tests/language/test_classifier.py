@@ -86,6 +86,7 @@ def test_lora_and_the_head_are_trained_and_start_from_the_seed(deberta):
     assert 0.01 < float(weight.std()) < 0.03 and not starts[0]["base_model.model.classifier.bias"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
 def test_a_run_is_trained_saved_and_reloaded(deberta, task, tmp_path, optimizer):
     lr = {"ivon": 20.0, "adamw": 2e-2}[optimizer]  # IVON moves at most lr · clip_radius per step

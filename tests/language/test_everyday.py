@@ -1,6 +1,5 @@
 """Checks of the embedded data set data/everyday: format, balance, leaks between splits, and its dataset card."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -12,6 +11,7 @@ from statistics import mean
 import datasets
 import pytest
 import yaml
+from conftest import load_script
 
 FOLDER = Path(__file__).parents[2] / "data" / "everyday"
 SPLITS = ("train", "validation", "test")
@@ -251,9 +251,7 @@ def test_choices_that_were_right_or_wrong_in_train_give_little_away(split):
 @pytest.fixture
 def build(tmp_path):
     """build.py, imported by path and writing to a temporary folder that holds a copy of the facts."""
-    spec = importlib.util.spec_from_file_location("everyday_build", FOLDER / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("data/everyday/build.py")
     shutil.copytree(FOLDER / "facts", tmp_path / "facts")
     module.HERE = tmp_path
     return module

@@ -22,7 +22,6 @@ from torch import nn
 
 from ivon_lora_lite import (
     LoraSettings,
-    Task,
     answer_logits,
     answer_loss,
     check_model,
@@ -46,11 +45,6 @@ THE_COMMAND = (
     *("finetune", "--model", LLAMA, "--quantize", "8bit", "--task", "winogrande_s"),
     *("--preset", "paper", "--optimizer", "ivon"),
 )
-
-
-@pytest.fixture
-def task(questions):
-    return Task("tiny", questions, questions[:4], questions[4:])
 
 
 @pytest.fixture
@@ -83,6 +77,7 @@ def llama_7b(tmp_path_factory):
 # ------------------------------------------------------------------------------------------------------- one sentence
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_the_papers_command_says_in_one_sentence_what_is_missing(tmp_path):
     """A process of its own, as a user starts it; it is known before a data set is asked for, and nothing is written."""
@@ -335,6 +330,7 @@ def saved_bytes(model, batch) -> int:
     return total[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
 def test_gradient_checkpointing_saves_memory_and_changes_no_weight(tiny_folder, task, optimizer):
     """Dropout and the draw are the same when a layer is computed again."""
@@ -353,6 +349,7 @@ def test_gradient_checkpointing_saves_memory_and_changes_no_weight(tiny_folder, 
 OPTIONS = {"steps": 6, "batch_size": 2, "progress": False, "save_every": 2, "eval_every": 2}
 
 
+@pytest.mark.slow
 def test_resuming_where_nothing_was_written_starts_afresh_and_a_finished_run_gives_the_same(tiny_model, task, tmp_path):
     model = tiny_model("llama")
     options = {**OPTIONS, "output_dir": tmp_path / "deep" / "run", "resume": True}
@@ -389,6 +386,7 @@ def test_the_last_checkpoint_is_the_newest_whole_one_before_the_end(tmp_path):
         last_checkpoint(tmp_path, {**config, "model": {**model, "name": "qwen"}})
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_passed_over_and_evaluations_are_kept(tiny_model, task, tmp_path):
     model = tiny_model("llama")
     whole = finetune(model, task, **OPTIONS, output_dir=tmp_path / "a")

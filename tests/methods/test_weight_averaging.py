@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import flat
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from ivon_lora_lite import (
     GaussianPosterior,
     LowRankPosterior,
-    Task,
     finetune,
     load_posterior,
     predict,
@@ -30,11 +30,6 @@ from ivon_lora_lite.methods import WeightCollector
 from ivon_lora_lite.posterior import POSTERIOR_FILE
 
 OPTIONS = {"batch_size": 2, "progress": False, "optimizer": "adamw"}
-
-
-@pytest.fixture
-def task(questions):
-    return Task("tiny", questions, questions[:4], questions[4:])
 
 
 # ----------------------------------------------------------------------------------------------------------- collector
@@ -120,16 +115,24 @@ def low_rank():
     )
 
 
-def flat(tensors):
-    return torch.cat([tensors[name].flatten() for name in ("a", "b")]).double()
+def test_its_covariance_of_functions_holds_what_ties_tensors_together(low_rank):
+    posterior, sigma = low_rank
+    generator = torch.Generator().manual_seed(2)
+    jacobian = {name: torch.randn(3, *m.shape, generator=generator) for name, m in posterior.mean.items()}
+    rows = torch.cat([j.flatten(1) for j in jacobian.values()], 1).double()
+    torch.testing.assert_close(posterior.covariance(jacobian).double(), rows @ sigma @ rows.T, atol=1e-5, rtol=1e-5)
+
+
+def doubles(tensors):
+    return flat(tensors).double()
 
 
 def test_draws_have_the_dense_covariance_across_tensors(low_rank):
     posterior, sigma = low_rank
-    torch.testing.assert_close(flat(posterior.variance), sigma.diagonal())
+    torch.testing.assert_close(doubles(posterior.variance), sigma.diagonal())
     assert (sigma[:4, 4:].abs() > 0.1).any()  # a and b move together
     count, tau = 2000, 0.5
-    noise = torch.stack([flat(posterior.sample(seed, tau)) - flat(posterior.mean) for seed in range(count)])
+    noise = torch.stack([doubles(posterior.sample(seed, tau)) - doubles(posterior.mean) for seed in range(count)])
     want = tau * sigma
     error = ((want.square() + want.diagonal().outer(want.diagonal())) / count).sqrt()
     assert ((noise.T @ noise / count - want).abs() < 4.5 * error).all()
@@ -138,21 +141,21 @@ def test_draws_have_the_dense_covariance_across_tensors(low_rank):
 
 def test_a_seed_gives_the_same_noise_for_every_tau_and_order_of_names(low_rank):
     posterior, _ = low_rank
-    m, one = flat(posterior.mean), flat(posterior.sample(5))
+    m, one = doubles(posterior.mean), doubles(posterior.sample(5))
     for tau in (0.25, 4.0):
-        torch.testing.assert_close((flat(posterior.sample(5, tau)) - m) / math.sqrt(tau), one - m)
-    assert torch.equal(flat(posterior.sample(5, 0.0)), m)
-    assert not torch.equal(flat(posterior.sample(6)), one)
+        torch.testing.assert_close((doubles(posterior.sample(5, tau)) - m) / math.sqrt(tau), one - m)
+    assert torch.equal(doubles(posterior.sample(5, 0.0)), m)
+    assert not torch.equal(doubles(posterior.sample(6)), one)
     parts = (posterior.mean, posterior.diagonal, posterior.deviations)
     backwards = LowRankPosterior(*(dict(reversed(part.items())) for part in parts))
-    assert torch.equal(flat(backwards.sample(5)), one)
+    assert torch.equal(doubles(backwards.sample(5)), one)
 
 
 def test_scale_is_tau_and_chains(low_rank):
     posterior, _ = low_rank
     scaled = posterior.scale(0.25)
-    torch.testing.assert_close(flat(scaled.sample(3)), flat(posterior.sample(3, 0.25)))
-    torch.testing.assert_close(flat(scaled.variance), 0.25 * flat(posterior.variance))
+    torch.testing.assert_close(doubles(scaled.sample(3)), doubles(posterior.sample(3, 0.25)))
+    torch.testing.assert_close(doubles(scaled.variance), 0.25 * doubles(posterior.variance))
     assert scaled.scale(0.5).metadata == {"task": "tiny", "tau": 0.125}
     with pytest.raises(ValueError, match="tau=0"):
         posterior.scale(0)
@@ -163,12 +166,12 @@ def test_scale_is_tau_and_chains(low_rank):
 
 def test_pruned_coordinates_are_zero_in_every_draw(low_rank):
     posterior, sigma = low_rank
-    ratio = flat(posterior.mean).abs() / sigma.diagonal().sqrt()
+    ratio = doubles(posterior.mean).abs() / sigma.diagonal().sqrt()
     pruned = posterior.prune(3 / 7)
     gone = ratio <= ratio.sort().values[2]
-    draw = flat(pruned.sample(0))
-    assert gone.sum() == 3 and (flat(pruned.mean)[gone] == 0).all() and (draw[gone].abs() < 1e-15).all()
-    assert torch.equal(flat(pruned.variance)[~gone], flat(posterior.variance)[~gone])
+    draw = doubles(pruned.sample(0))
+    assert gone.sum() == 3 and (doubles(pruned.mean)[gone] == 0).all() and (draw[gone].abs() < 1e-15).all()
+    assert torch.equal(doubles(pruned.variance)[~gone], doubles(posterior.variance)[~gone])
     assert pruned.metadata["pruned"] == 3 / 7
     with pytest.raises(ValueError, match="fraction is 2"):
         posterior.prune(2)
@@ -179,7 +182,7 @@ def test_its_file_gives_it_back(low_rank, tmp_path):
     assert posterior.save(tmp_path) == tmp_path / POSTERIOR_FILE
     for again in (LowRankPosterior.load(tmp_path), load_posterior(tmp_path), load_posterior(tmp_path / POSTERIOR_FILE)):
         assert isinstance(again, LowRankPosterior) and again.metadata == {"task": "tiny"}
-        assert torch.equal(flat(again.sample(2)), flat(posterior.sample(2)))
+        assert torch.equal(doubles(again.sample(2)), doubles(posterior.sample(2)))
     GaussianPosterior(posterior.mean, posterior.variance).save(tmp_path)
     assert isinstance(load_posterior(tmp_path), GaussianPosterior)
     assert [p.name for p in tmp_path.iterdir()] == [POSTERIOR_FILE]
@@ -235,6 +238,7 @@ class Spy(TrainerCallback):
         self.path.append({name: p.detach().clone() for name, p in trainable(model).items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["text", "letter"])
 def test_swag_and_swa_average_what_training_passes_through(tiny_model, task, format, tmp_path):
     model = tiny_model("llama")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import BROWSERS
 
 pytest.importorskip("plotly")
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -46,7 +47,7 @@ def sweep():
 def browser():
     with sync_playwright() as p:
         own = p.chromium.executable_path  # exists after `playwright install chromium`
-        found = [own if Path(own).exists() else None, *map(shutil.which, ("chromium", "chromium-browser"))]
+        found = [own if Path(own).exists() else None, *map(shutil.which, BROWSERS)]
         path = next(filter(None, found), None)
         if path is None:
             pytest.skip("there is no chromium")
@@ -140,6 +141,7 @@ def assert_tidy(page, plots):
 # ---------------------------------------------------------------------------------------------------------------- page
 
 
+@pytest.mark.slow
 def test_the_slider_of_the_page_shows_what_scores_gives(sweep, offline, tmp_path):
     page = offline(sweep_html(sweep, tmp_path / "sweep.html", "A <b>title</b>"))
     assert page.title() == page.locator("h1").inner_text() == "A <b>title</b>"
@@ -171,6 +173,7 @@ def test_the_slider_of_the_page_shows_what_scores_gives(sweep, offline, tmp_path
     check(0.5, True)
 
 
+@pytest.mark.slow
 def test_the_labels_below_the_slider_are_the_taus(sweep, offline, tmp_path):
     page = offline(sweep_html(sweep, tmp_path / "sweep.html"))
     assert page.locator("#ticks span").all_inner_texts() == ["0", "0.1", "0.5", "1"]
@@ -178,6 +181,7 @@ def test_the_labels_below_the_slider_are_the_taus(sweep, offline, tmp_path):
     assert page.locator("#ticks span").all_inner_texts() == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
 
 
+@pytest.mark.slow
 def test_a_sweep_without_a_linear_part_offers_draws_only(sweep, offline, tmp_path):
     plain = TauSweep(sweep.taus, sweep.logits, sweep.labels)
     page = offline(sweep_html(plain, tmp_path / "sweep.html"))
@@ -186,6 +190,7 @@ def test_a_sweep_without_a_linear_part_offers_draws_only(sweep, offline, tmp_pat
     assert_shown(page.locator("#live table").evaluate(SHOWN), sweep, 0.0, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 800, 390])
 def test_the_report_is_tidy_at_every_width(sweep, offline, tmp_path, width):
     scores = {"AdamW": sweep.scores(0.0), "IVON": sweep.scores(1.0)}

@@ -1,26 +1,21 @@
 """Every number that prose shows comes from a file in data/."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, load_script
 
 from ivon_lora_lite import Predictions, hyperparameters, score
 from ivon_lora_lite.files import read_json
 from ivon_lora_lite.studies.demo import DEMO, METRICS_FILE, summarize
 
-ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "data" / "runs"
 README = (ROOT / "README.md").read_text("utf8")
 
 
 def refresh():
-    spec = importlib.util.spec_from_file_location("refresh", ROOT / "docs" / "refresh.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("docs/refresh.py")
 
 
 def test_readme_table_is_the_recorded_one():
@@ -67,8 +62,11 @@ def test_small_preset_is_the_best_trial_of_the_recorded_search():
 
 
 def test_tests_named_in_the_readme_exist():
-    for file, name in re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", README):
-        text = (ROOT / "tests" / file).read_text("utf8")
+    found = re.findall(r"`(?:\w+/)?(test_\w+\.py)(?:::(test_\w+))?`", README)
+    assert found
+    for file, name in found:
+        (path,) = (ROOT / "tests").rglob(file)
+        text = path.read_text("utf8")
         assert not name or f"def {name}(" in text
 
 

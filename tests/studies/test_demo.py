@@ -87,6 +87,7 @@ def metrics(out) -> dict:
 # --- what it writes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_promised_is_written_and_nothing_else(demo):
     out = demo[0]
     assert {p.name for p in out.iterdir()} == {METRICS_FILE, "report.html", "adamw", "ivon", "predictions"}
@@ -230,6 +231,7 @@ def test_the_table_has_a_line_per_row_with_intervals(demo):
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_demo_replaces_the_first(model, tmp_path):
     small = TINY | {"steps": 1, "test_size": 4}
     run_demo(tmp_path / "out", model=model, report=False, **small, **QUIET)
@@ -255,6 +257,7 @@ def test_an_empty_folder_is_fine_and_weights_and_report_can_be_left_out(model, t
     assert {p.name for p in tmp_path.iterdir()} == {METRICS_FILE, "predictions"}
 
 
+@pytest.mark.slow
 def test_the_rows_are_mean_and_posterior_whatever_temperatures_are_asked_for(demo, model, tmp_path):
     # otherwise "IVON@mean" would be a draw at the lowest τ, and "IVON" the prediction at the highest one
     scores = run_demo(tmp_path, model=model, taus=[0.25, 2.0], weights=False, report=False, **TINY, **QUIET)
@@ -269,6 +272,7 @@ def test_impossible_temperatures_are_refused_before_any_work(tau, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_recorded_training_size_is_the_one_that_was_there(model, questions, tmp_path, monkeypatch):
     few = Task("everyday", questions[:5], questions[5:7], questions[7:], {"test": "test"})
     monkeypatch.setattr(demo_module, "load_task", lambda *_, **__: few)
@@ -276,6 +280,7 @@ def test_the_recorded_training_size_is_the_one_that_was_there(model, questions, 
     assert metrics(tmp_path)["config"]["train_size"] == 5
 
 
+@pytest.mark.slow
 def test_a_failure_while_writing_keeps_the_former_demo_and_nothing_of_a_new_one(model, tmp_path, monkeypatch):
     small = TINY | {"steps": 1, "test_size": 4}
     run_demo(tmp_path / "former", model=model, report=False, **small, **QUIET)
@@ -430,6 +435,7 @@ def test_runs_of_other_machines_and_days_are_summarised(two_seeds):
     assert summarize(two_seeds)["seeds"] == [21, 22]
 
 
+@pytest.mark.slow
 def test_seeds_that_are_finished_are_not_run_again(model, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     options = "--quiet --steps 1 --batch-size 2 --train-size 4 --test-size 4 --samples 2 --no-report --no-weights"

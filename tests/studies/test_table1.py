@@ -75,6 +75,7 @@ def edit(folder, change) -> None:
 # ------------------------------------------------------------------------------------------------ making cells
 
 
+@pytest.mark.slow
 def test_every_method_fills_its_cells(made):
     records = load_records(made)
     assert len(records) == CELLS
@@ -112,6 +113,7 @@ def test_laplace_cells_hold_the_average_of_their_linearised_draws(made):
     assert torch.allclose(load_record(folder).predictions.ensemble(), line.probabilities(1.0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_table_repeats_nothing_and_ends_the_same(made, tiny_folder, tmp_path):
     out = tmp_path / "killed"
     run = [sys.executable, "-m", "ivon_lora_lite", *command(tiny_folder, out)]
@@ -142,12 +144,14 @@ def same_as(made, out, methods) -> None:
         assert r.scores == pytest.approx(expected[r.cell], abs=1e-4), r.cell.label
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_table(made, tiny_folder, tmp_path):
     methods = ["adamw", "swa", "ensemble", "ivon@mean", "ivon"]
     assert main([*command(tiny_folder, tmp_path, "--jobs", "2"), "--methods", *methods]) == 0
     same_as(made, tmp_path, methods)
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_table(made, tiny_folder, tmp_path):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
@@ -186,6 +190,7 @@ def test_early_stopping_keeps_the_weights_with_the_lowest_validation_nll(made, t
     assert seconds == sorted(seconds) and seconds[-1] + best.seconds <= run.seconds
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_from_its_checkpoint_with_its_early_stopping(tiny_model, tmp_path):
     task = load_task("everyday")
     options = {"optimizer": "adamw", "lr": 0.02, "train_size": 8, "progress": False, "schedule": "constant"}
@@ -219,6 +224,7 @@ def test_checkpoints_do_not_change_a_cell_and_are_removed(made, tiny_folder, tmp
     assert not list(tmp_path.rglob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_without_weights_swa_is_trained_on_its_own_and_is_the_same(made, tiny_folder, tmp_path):
     settings = Settings(model=str(tiny_folder), dtype="fp32", **SMOKE)
     run_table(

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import flat
 
 from ivon_lora_lite import (
     IVON,
     Suggestion,
-    Task,
     answer_logits,
     choose_sigma,
     collate,
@@ -34,10 +34,6 @@ def quadratic(curvatures=CURVATURES):
     """½ Σ aᵢθᵢ², whose noise costs ½ σ² Σ aᵢ in expectation wherever θ is."""
     theta = torch.nn.Parameter(torch.linspace(-1, 3, len(curvatures)))
     return theta, lambda: 0.5 * (curvatures * theta**2).sum()
-
-
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in lora_parameters(model)])
 
 
 # ---------------------------------------------------------------------------------------------------- noise_cost
@@ -226,11 +222,6 @@ def test_choose_sigma_refuses(options, words):
 # ---------------------------------------------------------------------------------------------------- on a model
 
 
-@pytest.fixture
-def task(questions):
-    return Task("tiny", questions, questions[:4], questions[4:])
-
-
 OPTIONS = {"target": 0.01, "sigma_max": None, "questions": 6, "draws": 3, "seed": 3}
 
 
@@ -323,22 +314,23 @@ def test_it_measures_at_the_start_of_finetune_or_after_a_pilot(tiny_model, task)
     assert piloted.sigma != at_start.sigma and piloted.cost == pytest.approx(0.01, rel=CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pilot_steps", [0, 2])
 def test_the_model_and_all_random_numbers_are_left_alone(tiny_model, task, pilot_steps):
     model = tiny_model("llama", trained=True).train()
     frozen = next(m for m in model.modules() if not list(m.children())).eval()  # modes may differ within a model
     for p in lora_parameters(model):
         p.grad = torch.ones_like(p)
-    before, grads = flat(model), [p.grad for p in lora_parameters(model)]
+    before, grads = flat(lora_parameters(model)), [p.grad for p in lora_parameters(model)]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     suggest_hyperparameters(model, task, pilot_steps=pilot_steps, **OPTIONS)
-    assert torch.equal(flat(model), before) and model.training and not frozen.training
+    assert torch.equal(flat(lora_parameters(model)), before) and model.training and not frozen.training
     assert all(p.grad is g and bool((g == 1).all()) for p, g in zip(lora_parameters(model), grads))
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert np.random.get_state()[1].tolist() == states[2]
     with pytest.raises(ValueError, match="No σ"):
         suggest_hyperparameters(model, task, pilot_steps=pilot_steps, **{**OPTIONS, "target": 1e9})
-    assert torch.equal(flat(model), before) and model.training and not frozen.training
+    assert torch.equal(flat(lora_parameters(model)), before) and model.training and not frozen.training
     assert torch.equal(torch.get_rng_state(), states[0])
 
 

@@ -2,23 +2,16 @@
 
 import pytest
 import torch
+from conftest import flat
 from transformers import TrainerCallback
 
-from ivon_lora_lite import IVON, GaussianPosterior, Task, advice, finetune, hyperparameters, predict, score, trainable
+from ivon_lora_lite import IVON, GaussianPosterior, advice, finetune, hyperparameters, predict, score, trainable
 from ivon_lora_lite.training import finetuning as train_module
 
 OPTIONS = {"steps": 6, "batch_size": 2, "progress": False}
 
 
-@pytest.fixture
-def task(questions):
-    return Task("tiny", questions, questions[:4], questions[4:])
-
-
-def flat(run):
-    return torch.cat([w.flatten() for w in run.weights.values()])
-
-
+@pytest.mark.slow
 def test_both_optimizers_see_the_same_questions_in_the_same_order_from_the_same_start(tiny_model, task, monkeypatch):
     model, seen = tiny_model("llama"), {}
     collate = train_module.collate
@@ -40,17 +33,21 @@ def test_both_optimizers_see_the_same_questions_in_the_same_order_from_the_same_
     assert all(torch.equal(a, b) for a, b in zip(*starts))
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_run_and_runs_do_not_depend_on_each_other(tiny_model, task):
     model = tiny_model("llama")
     first = finetune(model, task, seed=1, **OPTIONS)
     other = finetune(model, task, seed=2, **OPTIONS)
     again = finetune(model, task, seed=1, **OPTIONS)
-    assert torch.equal(flat(first), flat(again)) and not torch.equal(flat(first), flat(other))
+    assert torch.equal(flat(first.weights), flat(again.weights)) and not torch.equal(
+        flat(first.weights), flat(other.weights)
+    )
     # a run predicts with its own weights although the model has been used for others since
     assert torch.equal(predict(first, task.test).logits, predict(again, task.test).logits)
     assert not torch.equal(predict(first, task.test).logits, predict(other, task.test).logits)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_ivon_returns_a_posterior(tiny_model, task):
     model = tiny_model("llama")
     before = score(predict(model, task.train), intervals=False)["nll"]
@@ -62,11 +59,12 @@ def test_training_lowers_the_loss_and_ivon_returns_a_posterior(tiny_model, task)
     assert run.posterior.metadata["step"] == 40 and run.posterior.metadata["ess"] == 1e6
 
 
+@pytest.mark.slow
 def test_evaluating_during_training_does_not_change_it(tiny_model, task):
     model = tiny_model("llama")
     plain = finetune(model, task, **OPTIONS)
     watched = finetune(model, task, eval_every=2, **OPTIONS)
-    assert torch.equal(flat(plain), flat(watched))
+    assert torch.equal(flat(plain.weights), flat(watched.weights))
     assert [r["step"] for r in watched.history if "eval_nll" in r] == [2, 4, 6]
     assert any("ivon_sigma_mean" in r for r in watched.history)
 
@@ -75,9 +73,10 @@ def test_accumulation_and_the_letter_format_work(tiny_model, task):
     # four-choice questions only: the letter format needs as many letters as choices
     run = finetune(tiny_model("llama"), task, format="letter", accumulation=2, **OPTIONS)
     assert run.config["format"] == "letter" and run.config["accumulation"] == 2
-    assert torch.isfinite(flat(run)).all()
+    assert torch.isfinite(flat(run.weights)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
 def test_a_run_resumes_from_its_checkpoint(tiny_model, task, tmp_path, monkeypatch, optimizer):
     model = tiny_model("llama")
@@ -101,7 +100,7 @@ def test_a_run_resumes_from_its_checkpoint(tiny_model, task, tmp_path, monkeypat
     resumed = finetune(
         model, task, optimizer=optimizer, output_dir=tmp_path / "b", save_every=2, resume=True, **OPTIONS
     )
-    assert torch.equal(flat(whole), flat(resumed))
+    assert torch.equal(flat(whole.weights), flat(resumed.weights))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +162,7 @@ def test_advice_follows_the_heuristics():
 # ------------------------------------------------------------------------------------ start, schedule and callbacks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
 def test_a_run_begins_from_the_weights_it_is_given(tiny_model, task, optimizer):
     model = tiny_model("llama")
@@ -170,9 +170,11 @@ def test_a_run_begins_from_the_weights_it_is_given(tiny_model, task, optimizer):
     kept = {name: w.clone() for name, w in first.weights.items()}
     still = finetune(model, task, optimizer=optimizer, start=first.weights, lr=0.0, **OPTIONS)
     fresh = finetune(model, task, optimizer=optimizer, lr=0.0, **OPTIONS)
-    assert torch.equal(flat(still), flat(first)) and not torch.equal(flat(fresh), flat(first))
+    assert torch.equal(flat(still.weights), flat(first.weights)) and not torch.equal(
+        flat(fresh.weights), flat(first.weights)
+    )
     moved = finetune(model, task, optimizer=optimizer, start=first.weights, **OPTIONS)
-    assert not torch.equal(flat(moved), flat(first))
+    assert not torch.equal(flat(moved.weights), flat(first.weights))
     assert all(torch.equal(w, kept[name]) for name, w in first.weights.items())  # a copy was trained
     assert (still.config["continued"], fresh.config["continued"]) == (True, False)
 
@@ -188,6 +190,7 @@ def test_a_start_that_does_not_fit_is_refused(tiny_model, task):
         finetune(model, task, start=start, **OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
 def test_the_learning_rate_decays_or_stays(tiny_model, task, optimizer):
     model, rates = tiny_model("llama"), {}
@@ -202,6 +205,7 @@ def test_the_learning_rate_decays_or_stays(tiny_model, task, optimizer):
         finetune(model, task, schedule="cosine", **OPTIONS)
 
 
+@pytest.mark.slow
 def test_callbacks_are_called_beside_the_evaluation(tiny_model, task):
     class Steps(TrainerCallback):
         seen = []
@@ -213,4 +217,4 @@ def test_callbacks_are_called_beside_the_evaluation(tiny_model, task):
     run = finetune(model, task, callbacks=[Steps()], eval_every=3, **OPTIONS)
     assert Steps.seen == [(step, set(run.weights)) for step in range(1, 7)]
     assert [r["step"] for r in run.history if "eval_nll" in r] == [3, 6]
-    assert torch.equal(flat(run), flat(finetune(model, task, **OPTIONS)))
+    assert torch.equal(flat(run.weights), flat(finetune(model, task, **OPTIONS).weights))

@@ -62,6 +62,7 @@ def weights(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_and_logs_diagnostics(tmp_path):
     trainer = trained(tmp_path, max_steps=150, learning_rate=0.5)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -71,6 +72,7 @@ def test_a_classifier_learns_and_logs_diagnostics(tmp_path):
     assert {"ivon_snr_p50", "ivon_clipped", "ivon_hess_moved", "ivon_kl", "ivon_skipped_steps"} <= last.keys()
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_large_batch(tmp_path):
     large = trained(tmp_path / "a", per_device_train_batch_size=8)
     small = trained(tmp_path / "b", per_device_train_batch_size=2, gradient_accumulation_steps=4)
@@ -98,6 +100,7 @@ def test_mixed_precision_trains(tmp_path):
     assert trainer.ivon_optimizer.state[next(trainer.model.parameters())]["step"] == 10
 
 
+@pytest.mark.slow
 def test_without_ivon_it_is_the_plain_trainer(tmp_path):
     ours = trained(tmp_path / "a", options=None, learning_rate=1e-3)
     plain = Trainer(classifier(), arguments(tmp_path / "b", learning_rate=1e-3), train_dataset=rows())

@@ -8,8 +8,6 @@ batch belong to a question:
 * `classes.py` (GLUE on an encoder such as DeBERTa): the head of a sequence classifier.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What an answer format is, and what formats share."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """The format ``class``: the head of a sequence classifier gives the logits; it reads the question, not the choices."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

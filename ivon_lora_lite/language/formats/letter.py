@@ -1,7 +1,5 @@
 """The format ``letter`` (Cong et al. 2024): next-token logits of the answer's letter or word after the prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

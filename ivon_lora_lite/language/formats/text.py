@@ -5,8 +5,6 @@ The answers follow ``Question: …\\nAnswer:``. All questions of a batch are pac
 restart after the question, and the output layer runs at answer positions only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A finished cell: its folder is whole, and its files agree with each other."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

@@ -4,8 +4,6 @@ Cells of one (task, seed) that stand on each other are one *chain*, made in orde
 independent. An ensemble stands on the AdamW runs of all seeds, so ensembles come last.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import statistics
