@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="draws at every τ of the grid")
     parser.add_argument("--taus", type=float, nargs="+", default=[0.0, 0.25, 1.0, 2.5])
     parser.add_argument("--many", type=int, default=0, help="also this number of draws at τ = 1, for the first seed")
-    parser.add_argument("--many-size", type=int, default=150, help="on the first test questions only, this many")
+    parser.add_argument("--many-size", type=int, default=150, help="on only this many test questions")
     parser.add_argument("--runs", type=Path, help="folder with finished runs adamw-seedS and ivon-seedS")
     args = parser.parse_args()
     for seed in args.seeds:

@@ -11,7 +11,7 @@ def add(commands) -> None:
     p.add_argument("run", type=Path, help="folder that finetune wrote")
     p.add_argument("--task", help="another task than the run's")
     p.add_argument("--hub", help=HUB)
-    p.add_argument("--test-size", type=positive, help="use the first test questions only, this many (default: all)")
+    p.add_argument("--test-size", type=positive, help="use only this many test questions (default: all)")
     p.add_argument("--samples", type=count, default=10, help="draws; 0 is the mean (default: 10)")
     p.add_argument("--tau", type=float, default=1.0, help="scale of the posterior variance (default: 1)")
     p.add_argument("--seed", type=int, default=0, help="of the draws")

@@ -13,12 +13,12 @@ def add(commands) -> None:
     p.add_argument("--optimizer", default="ivon", help="ivon or adamw")
     p.add_argument("--preset", default="small", help="small (measured on SmolLM2-135M) or paper (Llama-2-7B)")
     p.add_argument("--quantize", help="8bit or 4bit (on a GPU), or bf16")
-    p.add_argument("--train-size", type=positive, help="use the first training questions only, this many")
+    p.add_argument("--train-size", type=positive, help="use only this many training questions, from the start")
     p.add_argument(
         "--test-size",
         type=positive,
         default=500,
-        help="evaluate on the first test questions only, this many (default: 500)",
+        help="evaluate on only this many test questions (default: 500)",
     )
     p.add_argument("--accumulation", type=positive, default=1, help="forward passes per step")
     p.add_argument("--lr", type=float, help="learning rate (default: the preset's)")

@@ -41,7 +41,7 @@ def visit_gradients(
 
     ``f`` are its answer logits ``[C]``; ``factors`` has, for every LoRA factor, the inputs ``[T, in]`` at the
     question's own tokens and the gradients ``[C, T, out]`` of every logit at the outputs, in fp32. ∂f_c/∂W is then
-    Σ_t g_ct x_tᵀ. The model is as it was afterwards.
+    Σ_t g_ct x_tᵀ. The model is left unchanged.
 
     Args:
         model: with LoRA, and nothing else trainable.

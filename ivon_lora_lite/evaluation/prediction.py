@@ -28,7 +28,7 @@ class Trained(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """Who is asked: a model with the weights of its mean (None: as it is), a posterior or None, an answer format."""
+    """What to evaluate: a model, its mean weights (None: leave it as it is), a posterior or None, an answer format."""
 
     model: nn.Module
     weights: Mapping[str, Tensor] | None

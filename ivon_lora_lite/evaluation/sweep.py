@@ -154,7 +154,7 @@ def tau_sweep(
 ) -> TauSweep:
     """Exact draws on a grid of τ: the same ε for every τ, the same draw for all questions.
 
-    What can be shared is: questions are tokenised and batched once, and τ = 0 is one pass, not S.
+    Work is shared where possible: questions are tokenised and batched once, and τ = 0 takes one pass instead of S.
 
     Args:
         source: an IVON run, or a model with ``posterior``.
@@ -191,7 +191,7 @@ def choose_tau(
         sweep: predictions on *validation* questions: a sampled sweep (chooses on its grid) or a linearised Gaussian.
         objective: ``"nll"``, ``"ece"``, ``"brier"`` (smallest wins) or ``"acc"`` (largest wins); at a tie the smaller
             τ.
-        max_accuracy_loss: how much accuracy may be given up against τ = 0, as a share (0.01 is one point).
+        max_accuracy_loss: how much accuracy may be given up against τ = 0, as a share: 0.01 is one point, 1.0 no limit.
         taus: candidates for a linearised Gaussian; default: 0, 0.05 … 1.5.
 
     Returns:

@@ -8,8 +8,11 @@ Per coordinate, with λ = ``ess``, δ = ``weight_decay``, ξ = ``clip_radius``, 
     h ← β₂ h + (1 − β₂) ĥ + ½ (1 − β₂)² (h − ĥ)² / (h + δ)                                           (Hessian)
     m ← m − α clip((g / (1 − β₁ᵗ) + δ m) / (h + δ), ±ξ)                                              (mean)
 
-The optimizer keeps the draw as its *perturbation* ε / √(h + δ), so that θ = m + perturbation / √λ. All functions change
-their first argument in place. Rates are numbers, or tensors without dimensions where only the device knows them.
+The optimizer keeps the draw as its *perturbation* ε / √(h + δ), so that θ = m + perturbation / √λ. The updates change
+their first argument in place. Rates are numbers, or 0-dimensional tensors when their value is known on the device only.
+
+The KL of the objective E_q[ℓ] + KL[q ‖ p] / λ is never evaluated in training: its gradient is what δ adds to the
+Hessian and to the mean. ``GaussianPosterior.kl`` computes it from a finished posterior.
 """
 
 import math
@@ -25,8 +28,8 @@ def scale_noise(noise: list[Tensor], h: list[Tensor], delta: float) -> None:
     torch._foreach_div_(noise, torch._foreach_sqrt(plus(h, delta)))
 
 
-def hessian_estimate(grad: list[Tensor], perturbation: list[Tensor], hess_approx: str) -> list[Tensor]:
-    """What ĥ is made of: ĝ · perturbation (``price``: ĥ = √λ (h + δ) times it), or ĝ² (``gradsq``: ĥ = λ times it).
+def hessian_product(grad: list[Tensor], perturbation: list[Tensor], hess_approx: str) -> list[Tensor]:
+    """The part of ĥ that depends on the draw: ĝ · perturbation (ĥ = √λ (h + δ) times it), or ĝ² (ĥ = λ times it).
 
     The perturbation is not needed afterwards: with ``price`` its memory serves for the product.
     """
@@ -42,7 +45,7 @@ def new_momentum(momentum: list[Tensor], grad: list[Tensor], rate: float | Tenso
 
 
 def new_hessian(
-    h: list[Tensor], estimate: list[Tensor], rate: float | Tensor, *, ess: float, delta: float, hess_approx: str
+    h: list[Tensor], product: list[Tensor], rate: float | Tensor, *, ess: float, delta: float, hess_approx: str
 ) -> None:
     """h ← β₂ h + (1 − β₂) ĥ + ½ (1 − β₂)² (h − ĥ)² / (h + δ), with the rate 1 − β₂.
 
@@ -50,9 +53,9 @@ def new_hessian(
     keeps at least half of its former value, whatever ĥ is.
 
     Args:
-        estimate: from :func:`hessian_estimate`; overwritten.
+        product: from :func:`hessian_product`; overwritten.
     """
-    precision, r = plus(h, delta), estimate
+    precision, r = plus(h, delta), product
     if hess_approx == "price":  # ĥ / (h + δ) = √λ ĝ · perturbation
         torch._foreach_mul_(r, -rate * math.sqrt(ess))
     else:

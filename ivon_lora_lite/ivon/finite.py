@@ -7,11 +7,12 @@ from .lists import by
 
 
 class FiniteGuard:
-    """Decides whether a step may happen, and counts those that may not.
+    """Decides whether a step may be taken, and counts the steps that were skipped.
 
     On a CPU the answer is known at once. On an accelerator asking would make the host wait for the device, so the
-    answer stays there as ``keep`` (1.0 or 0.0), by which the update's rates are multiplied, and is counted when it has
-    arrived.
+    answer stays there as ``keep`` (1.0 or 0.0): the step runs with gradients set to 0 and rates multiplied by ``keep``.
+    When the answer has arrived, at a later step or when ``total`` is asked for, the skipped step is counted, its number
+    is taken back, and too many in a row raise their error.
     """
 
     def __init__(self, limit: int):

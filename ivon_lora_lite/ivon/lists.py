@@ -59,7 +59,7 @@ def flattened(tensors: list[Tensor], like: list[Tensor]) -> list[Tensor]:
 
 
 def shaped(tensors: list[Tensor], like: list[Tensor]) -> list[Tensor]:
-    """The tensors as they are, or views of the one flat tensor that they are, in the shapes of ``like``."""
+    """The tensors unchanged; or, if they were flattened into one, views of it in the shapes of ``like``."""
     return tensors if tensors[0].shape == like[0].shape else views(tensors[0], like)
 
 

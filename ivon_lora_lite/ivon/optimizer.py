@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import state as gaussian
+from . import state as states
 from .averages import GradientAverages
 from .diagnostics import ivon_diagnostics
 from .draws import Draws, Perturbation
-from .equations import hessian_estimate, new_hessian, new_mean, new_momentum
+from .equations import hessian_product, new_hessian, new_mean, new_momentum
 from .finite import FiniteGuard
 from .lists import by, joined, parts
 from .ranks import average_over_ranks, check_not_averaged
@@ -47,7 +47,7 @@ class IVON(Optimizer):
         ess: effective sample size λ. The training set's size N targets the posterior; more is a colder posterior.
         hess_init: initial Hessian h₀ > 0, so the first σ is 1/√(λ(h₀ + δ)).
         beta1, beta2: momentum of gradient and Hessian, in [0, 1).
-        weight_decay: δ ≥ 0, the precision of the prior N(0, 1/(λδ)); 0 is a flat prior.
+        weight_decay: δ ≥ 0, which makes the prior N(0, 1/(λδ)); 0 is a flat prior.
         mc_samples: draws per step. With 1, entering the context again before ``step()`` continues the same draw
             (gradient accumulation); with more, every entry is a new draw, and their gradients are averaged.
         hess_approx: ``"price"`` (reparameterisation, unbiased) or ``"gradsq"`` (squared gradients).
@@ -86,7 +86,7 @@ class IVON(Optimizer):
         seed: int | None = None,
         max_skipped: int = 20,
     ):
-        gaussian.check_options(mc_samples, hess_approx)
+        states.check_options(mc_samples, hess_approx)
         self.mc_samples, self.hess_approx, self.sync = mc_samples, hess_approx, sync
         self.debias, self.rescale_lr = debias, rescale_lr
         self._draws, self._finite = Draws(seed, per_rank=sync), FiniteGuard(max_skipped)
@@ -101,7 +101,7 @@ class IVON(Optimizer):
             raise RuntimeError("A draw is pending: call step() (or zero_grad()) before add_param_group().")
         super().add_param_group(param_group)
         try:
-            gaussian.check_group(self.param_groups[-1])
+            states.check_group(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -202,20 +202,20 @@ class IVON(Optimizer):
         h, momentum, m = (
             [s["hess"] for s in state],
             [s["momentum"] for s in state],
-            [gaussian.mean_of(self.state, p) for p in params],
+            [states.mean_of(self.state, p) for p in params],
         )
         if moments:
-            grad, estimate = [moments[p][0] for p in params], [moments[p][1] for p in params]
+            grad, product = [moments[p][0] for p in params], [moments[p][1] for p in params]
         else:
             grad = [p.grad.to(s["hess"].dtype) for p, s in zip(params, state)]
-            estimate = hessian_estimate(grad, [self._perturbation[p] for p in params], self.hess_approx)
-        self._finite.masked([*grad, *estimate])
+            product = hessian_product(grad, [self._perturbation[p] for p in params], self.hess_approx)
+        self._finite.masked([*grad, *product])
         lr = group["lr"] * (group["hess_init"] + delta if self.rescale_lr else 1.0)
         rates = self._finite.rates(params[0].device, 1 - group["beta1"], 1 - group["beta2"], lr)
         debias = 1 - group["beta1"] ** (state[0]["step"] + 1) if self.debias else 1.0
         new_momentum(momentum, grad, rates[0])
-        h, momentum, estimate = joined(h, momentum, estimate)
-        new_hessian(h, estimate, rates[1], ess=group["ess"], delta=delta, hess_approx=self.hess_approx)
+        h, momentum, product = joined(h, momentum, product)
+        new_hessian(h, product, rates[1], ess=group["ess"], delta=delta, hess_approx=self.hess_approx)
         new_mean(m, momentum, h, rates[2], delta=delta, clip_radius=group["clip_radius"], debias=debias)
         for p, s in zip(params, state):
             s["step"] += 1
@@ -223,10 +223,10 @@ class IVON(Optimizer):
                 p.copy_(s["mean"])
 
     def _moments(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """A parameter's gradient in the state's dtype, and what its Hessian estimate is made of."""
+        """A parameter's gradient in the state's dtype, and the product that its Hessian estimate is made of."""
         grad = p.grad.to(self.state[p]["hess"].dtype, copy=True)
-        (estimate,) = hessian_estimate([grad], [self._perturbation[p].clone()], self.hess_approx)
-        return grad, estimate
+        (product,) = hessian_product([grad], [self._perturbation[p].clone()], self.hess_approx)
+        return grad, product
 
     def _averaged_moments(self, params: list[Tensor]) -> dict[Tensor, tuple[Tensor, Tensor]]:
         """Both averaged over the step's draws and, with ``sync``, over ranks."""
@@ -257,7 +257,7 @@ class IVON(Optimizer):
         return torch.stack([torch.as_tensor(value).detach() for value in losses]).mean()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients. Outside a context this also drops a draw that was not used by ``step()``."""
+        """Clear gradients; with one draw per step, outside a context, drop a draw that ``step()`` has not used."""
         if self.mc_samples == 1:
             if self._inside == "train" and self._entries > 1:
                 raise RuntimeError(
@@ -279,15 +279,15 @@ class IVON(Optimizer):
         """Posterior mean m of a parameter (the fp32 copy if the parameter is 16-bit)."""
         if self._inside:
             raise RuntimeError("The parameters are a draw now: leave sampled_params() first.")
-        return gaussian.mean_of(self.state, p)
+        return states.mean_of(self.state, p)
 
     def variance(self, p: Tensor) -> Tensor:
         """Posterior variance v = 1 / (λ (h + δ)) of a parameter, in its shape; fp32 or finer."""
         for group in self.param_groups:
             if any(p is q for q in group["params"]):
                 if not self.state[p]:
-                    gaussian.start(self.state, [p], group)
-                return gaussian.variance_of(self.state, p, group)
+                    states.start(self.state, [p], group)
+                return states.variance_of(self.state, p, group)
         raise ValueError("This parameter is not in the optimizer.")
 
     def diagnostics(self) -> dict[str, float]:
@@ -300,7 +300,7 @@ class IVON(Optimizer):
             raise RuntimeError("The parameters are a draw now: leave sampled_params() before saving.")
         return super().state_dict() | {
             "ivon": {
-                "options": {name: getattr(self, name) for name in gaussian.STRUCTURE},
+                "options": {name: getattr(self, name) for name in states.STRUCTURE},
                 "noise": self._draws.noise.state_dict(),
                 "finite": self._finite.state_dict(),
             }
@@ -312,14 +312,14 @@ class IVON(Optimizer):
         Raises:
             ValueError: naming the first difference.
         """
-        pairs = gaussian.matching_state(
-            self.param_groups, {name: getattr(self, name) for name in gaussian.STRUCTURE}, state_dict
+        pairs = states.matching_state(
+            self.param_groups, {name: getattr(self, name) for name in states.STRUCTURE}, state_dict
         )
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "ivon"})
         for p, saved in pairs:  # torch casts state to the parameter's dtype; ours stays fp32
             self.state[p].update({k: v.detach().clone().to(p.device) for k, v in saved.items() if k != "step"})
         for group in self.param_groups:
-            gaussian.lay_out(self.state, [p for p in group["params"] if self.state[p]])
+            states.lay_out(self.state, [p for p in group["params"] if self.state[p]])
         self._draws.noise.load_state_dict(state_dict["ivon"]["noise"])
         self._finite.load_state_dict(state_dict["ivon"]["finite"])
         self._forget()

@@ -47,7 +47,7 @@ def load_model(
         device: such as ``"cuda"``; default: the GPU of this process, else the CPU.
         gradient_checkpointing: in training keep only each layer's input and compute the rest again in the backward
             pass: less memory, more time. The draw is the same both times.
-        progress: show how the download and the loading get on (the embedded model never does).
+        progress: show progress bars of the download and of the loading (the embedded model has none).
 
     Returns:
         A ``peft.PeftModel`` in evaluation mode, with its tokenizer as ``model.tokenizer``.

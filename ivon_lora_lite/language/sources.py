@@ -1,4 +1,7 @@
-"""The known tasks: where each lives, and how its rows become questions. A new task is one entry of ``TASKS``.
+"""The known tasks: where each lives, and how its rows become questions.
+
+A new task is one entry of ``TASKS``. Where its data set has a split called "validation" that results are not reported
+on, hyperparameters are chosen on that; else every tenth training question is held out.
 
 Prompts of the paper's six are those of Laplace-LoRA (Yang et al. 2024), which Cong et al. (2024) use too; GLUE's were
 written for this package: a language model answers them in words, a sequence classifier by its head (format ``class``).

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .locating import quiet
 from .questions import Question
 
 LLAMA_2_7B = {
@@ -63,8 +64,9 @@ def random_llama(
         torch.manual_seed(seed)
         with torch.device(device):
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet(gguf=False):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Tasks by name: the paper's six data sets, the embedded one, MMLU and GLUE, as plain questions.
+"""Tasks by name: the paper's six data sets, the embedded one, MMLU and GLUE; `sources.py` lists them.
 
 Data sets come from the Hugging Face Hub, or from a local folder laid out like it (``hub=DIR`` or the variable
 ``IVON_LORA_HUB``).

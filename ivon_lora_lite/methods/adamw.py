@@ -10,7 +10,7 @@ from .keep_best import BEST, KeepBest
 
 
 def trained(bench: Bench, optimizer: str, samples: int = 0) -> Result:
-    """Finetune with an optimizer, keep the weights at the lowest validation NLL beside, and predict."""
+    """Finetune with an optimizer, also keep the weights with the lowest validation NLL, and predict."""
     s = bench.settings
     best = KeepBest(bench.validation, s.format, max(1, s.steps // s.evaluations))
     checkpoints = {}

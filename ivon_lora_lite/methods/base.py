@@ -21,7 +21,7 @@ class Settings:
         format: ``"text"`` or ``"letter"``.
         preset: of hyperparameters, ``"small"`` or ``"paper"``.
         steps, batch_size, train_size: of training; ``train_size=None`` takes all questions.
-        test_size: report on the first test questions only, this many.
+        test_size: report on only this many test questions, from the start.
         validation_size, evaluations: validation questions, and how often training is evaluated on them.
         samples: draws of the methods that draw.
         further_steps, collect_every: of SWA and SWAG, which train on from the AdamW run.

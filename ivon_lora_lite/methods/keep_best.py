@@ -31,6 +31,8 @@ class KeepBest(Evaluation):
         seconds: spent on evaluating.
     """
 
+    file = BEST
+
     def __init__(self, questions: Sequence[Question], format: str, every: int):
         super().__init__(questions, format, every)
         self.weights: dict[str, Tensor] = {}

@@ -130,7 +130,7 @@ class GaussianPosterior(Posterior):
 
         Args:
             prior_variance: v₀, one number or one per name. Default: the best one per tensor, mean(m² + v) (Graves
-                2011).
+                2011). (The optimizer's diagnostics take one v₀ for all tensors of a group, so their KL is larger.)
         """
         total = 0.0
         for name, m in self.mean.items():

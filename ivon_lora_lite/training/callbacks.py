@@ -26,8 +26,11 @@ class Evaluation(TrainerCallback):
     """Scores on validation questions, at the mean, every few steps.
 
     Attributes:
+        file: what it adds to every checkpoint.
         history: one dict per evaluation.
     """
+
+    file = EVALUATIONS
 
     def __init__(self, questions: Sequence[Question], format: str, every: int):
         self.questions, self.format, self.every = list(questions), format, every

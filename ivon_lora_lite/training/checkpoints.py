@@ -1,8 +1,13 @@
-"""Which checkpoint a run continues from: the last whole one in its folder, and only if it is this run's."""
+"""Which checkpoint a run continues from: the last whole one in its folder, refused if it is another run's.
+
+``finetune(output_dir=…, save_every=…, resume=True)`` asks here and hands the answer to ``Trainer.train``, which
+restores weights, random numbers and, by ``IVON.load_state_dict``, the posterior and its noise.
+"""
 
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import read_json, write_json
@@ -11,7 +16,7 @@ SETTINGS = "settings.json"
 STATE = "trainer_state.json"  # the Trainer writes it last
 
 
-def last_checkpoint(folder: str | os.PathLike, config: dict) -> Path | None:
+def last_checkpoint(folder: str | os.PathLike, config: dict, files: Sequence[str] = ()) -> Path | None:
     """The newest checkpoint that was written to its end, or None: then the run starts afresh.
 
     One at the run's last step does not count: resumed there, the Trainer would take one step more. The steps since the
@@ -20,6 +25,7 @@ def last_checkpoint(folder: str | os.PathLike, config: dict) -> Path | None:
     Args:
         folder: where the checkpoints are; it need not exist.
         config: the run's settings, JSON-able; ``steps`` among them.
+        files: what callbacks add to a checkpoint that is whole.
 
     Raises:
         ValueError: the checkpoints belong to a run with other settings; the message names the first difference.
@@ -35,7 +41,9 @@ def last_checkpoint(folder: str | os.PathLike, config: dict) -> Path | None:
                 f"The checkpoints in {folder} are of another run ({name} {former.get(name)!r}, now {now.get(name)!r}): "
                 "choose another folder, or delete them."
             )
-    return max((p for p, step in found.items() if step < config["steps"] and _whole(p)), key=found.get, default=None)
+    return max(
+        (p for p, step in found.items() if step < config["steps"] and _whole(p, files)), key=found.get, default=None
+    )
 
 
 def remember(folder: str | os.PathLike, config: dict) -> None:
@@ -55,8 +63,8 @@ def _identity(config: dict) -> dict:
     return config
 
 
-def _whole(checkpoint: Path) -> bool:
+def _whole(checkpoint: Path, files: Sequence[str]) -> bool:
     try:
-        return "global_step" in read_json(checkpoint / STATE)
+        return "global_step" in read_json(checkpoint / STATE) and all((checkpoint / name).is_file() for name in files)
     except (OSError, ValueError):
         return False

@@ -31,7 +31,7 @@ class Attached(Protocol):
     """A callback of the Trainer that belongs to an :class:`Attachment`."""
 
     def finish(self, run: Run) -> Run:
-        """The run as it is with what was learned beside the weights."""
+        """The run, extended by what was learned besides the weights."""
 
 
 class Attachment(Protocol):
@@ -79,13 +79,13 @@ def finetune(
         seed: of LoRA's start, the order of questions, dropout, and IVON's draws.
         batch_size: questions per forward pass.
         accumulation: forward passes per step.
-        train_size: use only the first questions, this many.
+        train_size: use only this many questions, from the start.
         format: ``"letter"`` (the paper's), ``"text"`` (for models below about 0.5 B parameters) or ``"class"`` (a
             sequence classifier); default: the preset's.
         preset: where settings come from that are not given: ``"small"`` (measured on SmolLM2-135M) or ``"paper"``.
         validation: questions to evaluate on during training; default: the task's own.
         eval_every: steps between evaluations at the mean (0: none); default: the preset's, if there are questions.
-        eval_size: evaluate on the first questions only, this many.
+        eval_size: evaluate on only this many of them, from the start.
         output_dir: folder for checkpoints.
         save_every: steps between checkpoints (0: none).
         resume: continue from the last whole checkpoint in ``output_dir``; start afresh if there is none.
@@ -129,20 +129,20 @@ def finetune(
         "model": description_of(model),
     }
     with ExitStack() as stack:
-        folder, last = _checkpoints(stack, output_dir, save_every, resume, config)
+        evaluation = Evaluation(held_out, format, eval_every) if eval_every else None
+        callbacks = [*([evaluation] if evaluation else []), *callbacks]
+        folder, last = _checkpoints(stack, output_dir, save_every, resume, config, callbacks)
         reset_lora(model, seed)
         if start is not None:
             put_weights(model, start)
         attached = stack.enter_context(gates.attach(model, seed)) if gates else None
-        evaluation = Evaluation(held_out, format, eval_every) if eval_every else None
-        more = [callback for callback in (attached, evaluation) if callback]
         trainer = AnswerTrainer(
             format=format,
             model=model,
             args=_arguments(model, config, folder, save_every, progress),
             train_dataset=questions,
             data_collator=lambda batch: collate(batch, tokenizer_of(model), format),
-            callbacks=[*more, *callbacks],
+            callbacks=[*([attached] if attached else []), *callbacks],
             ivon={**config["settings"], "seed": seed} if optimizer == "ivon" else None,
         )
         started = time.perf_counter()
@@ -188,14 +188,14 @@ def _questions(
 
 
 def _checkpoints(
-    stack: ExitStack, folder: str | os.PathLike | None, save_every: int, resume: bool, config: dict
+    stack: ExitStack, folder: str | os.PathLike | None, save_every: int, resume: bool, config: dict, callbacks: Sequence
 ) -> tuple[str, str | None]:
     """The folder for checkpoints (a temporary one, if there are none), and the checkpoint to continue from."""
     if folder is None:
         if save_every or resume:
             raise ValueError("Checkpoints need a folder: give output_dir.")
         return stack.enter_context(tempfile.TemporaryDirectory()), None
-    last = last_checkpoint(folder, config) if resume else None
+    last = last_checkpoint(folder, config, [c.file for c in callbacks if hasattr(c, "file")]) if resume else None
     if save_every:
         remember(folder, config)
     return str(folder), str(last) if last else None

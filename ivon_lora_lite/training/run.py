@@ -111,7 +111,7 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progr
     Args:
         folder: the run's folder.
         model: the base model with LoRA of the same shape, to share between runs; default: load the run's own.
-        progress: show how the loading of a model gets on.
+        progress: show a progress bar while a model is loaded.
 
     Raises:
         FileNotFoundError: there is no run.

@@ -128,7 +128,7 @@ def suggest_hyperparameters(
         batch_size: questions per forward pass.
         hess_init: h₀; only the product λ(h₀ + δ) decides σ.
         weight_decay: δ.
-        train_size: use only the first training questions, this many.
+        train_size: use only this many training questions, from the start.
         questions: number of questions, drawn at random, on which the cost is measured.
         draws: antithetic pairs ±ε; each σ takes 2·draws passes over these questions.
         pilot_steps: steps of AdamW before measuring; by default none.

@@ -92,4 +92,4 @@ class IVONMixin:
 
 
 class IVONTrainer(IVONMixin, Trainer):
-    """``transformers.Trainer`` that trains with IVON; see :class:`IVONMixin` for its one new argument."""
+    """``transformers.Trainer`` that trains with IVON; see :class:`IVONMixin` for its two new arguments."""

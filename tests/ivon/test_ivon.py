@@ -211,7 +211,7 @@ def test_every_micro_batch_of_a_step_sees_the_same_draw():
     assert not torch.allclose(seen[2], seen[3], atol=1e-3)
 
 
-def test_clipping_scales_gradient_and_hessian_estimate_alike():
+def test_clipping_scales_gradient_and_hessian_product_alike():
     w, loss = problem()
     optimizer = IVON(w, lr=0.0, ess=50.0, hess_init=0.5, beta1=0.0, beta2=0.9, weight_decay=0.0, seed=2)
     with optimizer.sampled_params(train=True):

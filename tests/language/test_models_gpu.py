@@ -387,12 +387,17 @@ def test_the_last_checkpoint_is_the_newest_whole_one_before_the_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_half_written_checkpoint_is_passed_over_and_evaluations_are_kept(tiny_model, task, tmp_path):
+@pytest.mark.parametrize("half", ["trainer_state.json", "evaluations.json"])
+def test_a_half_written_checkpoint_is_passed_over_and_evaluations_are_kept(tiny_model, task, tmp_path, half):
     model = tiny_model("llama")
     whole = finetune(model, task, **OPTIONS, output_dir=tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    state = tmp_path / "b" / "checkpoint-6" / "trainer_state.json"
-    state.write_text(state.read_text()[:50])  # the machine went away here
+    shutil.rmtree(tmp_path / "b" / "checkpoint-6")  # the run ends there; a resumed one starts from before
+    file = tmp_path / "b" / "checkpoint-4" / half
+    if half == "evaluations.json":  # callbacks write last
+        file.unlink()
+    else:
+        file.write_text(file.read_text()[:50])  # the machine went away here
     resumed = finetune(model, task, **OPTIONS, output_dir=tmp_path / "b", resume=True)
     assert all(torch.equal(w, resumed.weights[name]) for name, w in whole.weights.items())
     kept = [[(r["step"], r["eval_nll"]) for r in run.history if "eval_nll" in r] for run in (whole, resumed)]

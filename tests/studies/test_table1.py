@@ -30,7 +30,7 @@ from ivon_lora_lite import (
     trainable,
 )
 from ivon_lora_lite.cli import main
-from ivon_lora_lite.methods import KeepBest, Settings
+from ivon_lora_lite.methods import KeepBest, Method, Settings
 from ivon_lora_lite.methods.adamw import BEST
 from ivon_lora_lite.studies import load_records
 from ivon_lora_lite.studies.table1 import Cell, export
@@ -247,6 +247,14 @@ def test_plan_refuses_what_cannot_be_made():
     ):
         with pytest.raises(ValueError, match=message):
             plan(*arguments)
+
+
+def test_a_method_of_ones_own_takes_part(monkeypatch):
+    """One that trains a run of its own, and one that starts from a method which itself starts from another."""
+    for name, base in (("mine", None), ("more", "swag")):
+        monkeypatch.setitem(METHODS, name, Method(name, name, "a method that is not in the paper", None, base))
+    chains = plan(["everyday"], ["more", "mine", "swag", "adamw"], [21])
+    assert [[cell.method for cell in chain] for chain in chains] == [["adamw", "swag", "more"], ["mine"]]
 
 
 def test_a_method_without_its_adamw_run_is_named(tiny_folder, tmp_path, capsys):

@@ -76,7 +76,7 @@ def answer_logits(model: nn.Module, batch: Batch, format: str = "text", copies: 
     if kind.classifier != classifier:
         is_, needs = ("a sequence classifier", "'class'") if classifier else ("a language model", "'text' or 'letter'")
         raise ValueError(f"The model is {is_}: it needs format={needs}. load_model(…, labels=N) makes a classifier.")
-    if kind.own not in batch:
+    if kind.marker not in batch:
         raise ValueError(f"This batch was not made with format={format!r}: give the same format to both.")
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     with precision(model):

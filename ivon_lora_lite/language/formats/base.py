@@ -17,12 +17,12 @@ class Format(ABC):
 
     Attributes:
         name: as users write it.
-        own: a tensor that only this format's batches have.
+        marker: a tensor that only this format's batches have.
         classifier: whether it needs a sequence classifier instead of a language model.
     """
 
     name: str
-    own: str
+    marker: str
     classifier: bool = False
 
     @abstractmethod

@@ -12,7 +12,7 @@ from .base import Batch, Format, check_length, padded, token_ids
 class ClassFormat(Format):
     """One row a question, padded on the right; all questions need the same choices, one per class."""
 
-    name, own = "class", "classes"
+    name, marker = "class", "classes"
     classifier = True
 
     def batch(self, questions: Sequence[Question], tokenizer, limit: int) -> Batch:

@@ -12,7 +12,7 @@ from .base import Batch, Format, check_length, continuation, padded, token_ids
 class LetterFormat(Format):
     """One row a question, padded on the left, so that the last position predicts the answer's token."""
 
-    name, own = "letter", "answer_tokens"
+    name, marker = "letter", "answer_tokens"
 
     def batch(self, questions: Sequence[Question], tokenizer, limit: int) -> Batch:
         prompts = [token_ids(tokenizer, q.prompt) for q in questions]

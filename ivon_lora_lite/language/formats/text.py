@@ -18,11 +18,11 @@ from .base import Batch, Format, check_length, continuation, token_ids
 class TextFormat(Format):
     """All questions and choices of a batch in one packed row."""
 
-    name, own = "text", "block"
+    name, marker = "text", "block"
 
     def batch(self, questions: Sequence[Question], tokenizer, limit: int) -> Batch:
         ids, block, place = [], [], []  # per packed token: its id, the block it belongs to, its position
-        own: list[int] = []  # per block: the question block that it can see besides itself
+        sees: list[int] = []  # per block: the question block that it can see besides itself
         read, target, owner = [], [], []  # per answer token: where its logits are, its id, its choice
         width = max(len(q.choices) for q in questions)
         for row, q in enumerate(questions):
@@ -30,8 +30,8 @@ class TextFormat(Format):
             start = token_ids(tokenizer, prompt)
             answers = [continuation(tokenizer, prompt, start, choice) for choice in q.choices]
             check_length(q, len(start) + max(map(len, answers)), limit)
-            question_block = len(own)
-            own.append(question_block)
+            question_block = len(sees)
+            sees.append(question_block)
             ids += start
             block += [question_block] * len(start)
             place += range(len(start))
@@ -41,8 +41,8 @@ class TextFormat(Format):
                 read += [last, *range(len(ids), len(ids) + len(tokens) - 1)]
                 target += tokens
                 owner += [row * width + column] * len(tokens)
-                block += [len(own)] * (len(tokens) - 1)
-                own.append(question_block)
+                block += [len(sees)] * (len(tokens) - 1)
+                sees.append(question_block)
                 ids += tokens[:-1]
                 place += range(len(start), len(start) + len(tokens) - 1)
         keep, read_kept = torch.tensor(read).unique(return_inverse=True)
@@ -51,7 +51,7 @@ class TextFormat(Format):
             "input_ids": torch.tensor([ids]),  # [1, L]
             "position_ids": torch.tensor([place]),  # [1, L]
             "block": torch.tensor(block),  # [L]
-            "sees": torch.tensor(own),  # [blocks]
+            "sees": torch.tensor(sees),  # [blocks]
             "keep": keep,  # [K] positions at which the output layer runs
             "read": read_kept,  # [T] rows of those K
             "target": torch.tensor(target),  # [T]
@@ -74,8 +74,9 @@ class TextFormat(Format):
         return torch.stack([_mean_log_likelihood(logits.float(), batch) for logits in out.logits])
 
     def tokens(self, batch: Batch) -> list[tuple[int, slice]]:
-        owner = batch["sees"][batch["block"]]  # [L]: the question block of every packed token
-        ends = (owner.unique_consecutive(return_counts=True)[1]).cumsum(0).tolist()
+        """A packed row holds the questions one after another, each with its choices behind it."""
+        question = batch["sees"][batch["block"]]  # [L]: the question block of every packed token
+        ends = (question.unique_consecutive(return_counts=True)[1]).cumsum(0).tolist()
         return [(0, slice(start, end)) for start, end in zip([0, *ends], ends)]
 
 

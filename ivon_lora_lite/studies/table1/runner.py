@@ -20,8 +20,17 @@ from .cells import Cell, Context
 from .records import METRICS_FILE, fill, load_record
 
 ENGINES = ("local", "ray")
-# what others stand on first; SWA last, because it takes SWAG's mean if there is one
-ORDER = sorted(METHODS, key=lambda name: (METHODS[name].stands_on is not None, name == "swa"))
+
+
+def lineage(method: str) -> list[str]:
+    """The method, the one whose run it starts from, and so on to one that trains a run of its own."""
+    base = METHODS[method].stands_on
+    return [method, *(lineage(base) if base else [])]
+
+
+def order(method: str) -> tuple:
+    """What others stand on comes first; SWA comes last, because it takes SWAG's mean if there is one."""
+    return len(lineage(method)), method == "swa", list(METHODS).index(method)
 
 
 def plan(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[list[Cell]]:
@@ -38,13 +47,12 @@ def plan(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> 
     if "ensemble" in methods and len(set(seeds)) < 2:
         raise ValueError("An ensemble needs the AdamW runs of at least two seeds: give more --seeds.")
     seeds = tuple(dict.fromkeys(seeds))
-    wanted = [m for m in ORDER if m in methods and m != "ensemble"]
+    wanted = sorted((m for m in dict.fromkeys(methods) if m != "ensemble"), key=order)
     chains = []
     for seed in seeds:  # seeds are the outer loop: an interrupted table has whole seeds
         for task in dict.fromkeys(tasks):
-            for family in ("adamw", "ivon"):
-                chain = [Cell(task, m, (seed,)) for m in wanted if (METHODS[m].stands_on or m) == family]
-                chains += [chain] if chain else []
+            for root in dict.fromkeys(lineage(m)[-1] for m in wanted):
+                chains.append([Cell(task, m, (seed,)) for m in wanted if lineage(m)[-1] == root])
     if "ensemble" in methods:
         chains += [[Cell(task, "ensemble", seeds)] for task in dict.fromkeys(tasks)]
     return chains
