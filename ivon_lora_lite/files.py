@@ -7,8 +7,9 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LOCK = ".writing"  # in a folder that a process has reserved
 PACKAGES = ("torch", "transformers", "peft", "ivon-lora-lite")
 
 
@@ -36,30 +38,139 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """A new folder beside ``folder``; on success it takes the place of ``folder``, on failure it is removed.
+def whole_folder(folder: str | os.PathLike, last: str) -> Iterator[Path]:
+    """A new folder within ``folder`` whose files move up when all of them are there; on failure it is removed.
 
-    A folder that is there already is moved aside first, and comes back if the new one cannot take its place.
+    The folder itself is never replaced, so it may be the working folder, a link, or a mounted volume. Files that were
+    there are moved aside first, and come back if the new ones cannot take their place.
+
+    Args:
+        folder: made if it is not there.
+        last: the file that moves last: where it is, all others are.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    stage, aside = (folder / f".{os.getpid()}.{kind}" for kind in ("tmp", "old"))
+    shutil.rmtree(stage, ignore_errors=True)
     try:
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
-            os.replace(folder, aside)
+        stage.mkdir()
+        yield stage
+        former = [path for path in folder.iterdir() if path != stage and not _in_use(path)]
+        _move_all(aside, former, last, False)
+        new = [path.name for path in stage.iterdir()]
         try:
-            os.replace(temporary, folder)
-        except BaseException:
-            if aside.exists():
-                os.replace(aside, folder)
+            _move_all(folder, [stage / name for name in new], last, True)
+        except BaseException:  # the former files come back below
+            for path in (folder / name for name in new):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             raise
         shutil.rmtree(aside, ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
+        if aside.exists():
+            _move_all(folder, list(aside.iterdir()), last, True)
+            shutil.rmtree(aside, ignore_errors=True)
+        for path in made:  # the innermost first; those with something in them stay
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _move_all(target: Path, paths: list[Path], last: str, ascending: bool) -> None:
+    """Move files and folders; ``last`` moves last, or, not ``ascending``, first."""
+    if not paths:
+        return
+    target.mkdir(exist_ok=True)
+    for path in sorted(paths, key=lambda path: (path.name == last) == ascending):
+        if (target / path.name).is_dir():
+            shutil.rmtree(target / path.name)
+        os.replace(path, target / path.name)
+
+
+def _in_use(path: Path) -> bool:
+    """Whether it is a lock, or the stage of a process that still runs."""
+    pid, _, kind = path.name[1:].partition(".")
+    return path.name == LOCK or (path.name[0] == "." and kind == "tmp" and pid.isdigit() and _runs(int(pid)))
+
+
+def write_or_keep(write: Callable[[Path], object], folder: Path) -> None:
+    """Call ``write(folder)``; if that fails, write to a temporary folder instead, so that the result is not lost.
+
+    Raises:
+        OSError: ``folder`` could not be written; the message says where the result is.
+    """
+    try:
+        write(folder)
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix=f"{folder.resolve().name}-"))
+        try:
+            write(other)
+        except OSError:
+            raise error from None
+        raise OSError(f"{folder} could not be written ({error}): the result is in {other} instead.") from error
+
+
+@contextmanager
+def reserved(folder: str | os.PathLike) -> Iterator[Path]:
+    """Within the context a folder is this process's to write to: it can be written, and no other process does.
+
+    Raises:
+        FileExistsError: another process that still runs on this machine has reserved it.
+        OSError: it cannot be written; the message says why.
+    """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(lock)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise type(error)(
+            f"{folder} cannot be written to ({error.strerror or error}): choose another folder."
+        ) from error
+    try:
+        yield folder
+    finally:
+        lock.unlink(missing_ok=True)
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _lock(lock: Path) -> None:
+    mine = {"pid": os.getpid(), "host": platform.node()}
+    try:
+        with lock.open("x", encoding="utf8") as file:
+            json.dump(mine, file)
+        return
+    except FileExistsError:
+        if lock.parent.is_file():
+            raise FileExistsError(f"{lock.parent} is a file, not a folder: choose another one.") from None
+    try:
+        other = read_json(lock)
+    except (OSError, ValueError):
+        other = {}
+    if other.get("host") in (None, platform.node()) and not _runs(other.get("pid")):
+        lock.unlink(missing_ok=True)  # its process is no more
+        return _lock(lock)
+    raise FileExistsError(
+        f"{lock.parent} is being written by process {other.get('pid')} on {other.get('host')}: choose another folder "
+        f"(or delete {lock.name} there, if no such process exists)."
+    )
+
+
+def _runs(pid: int | None) -> bool:
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

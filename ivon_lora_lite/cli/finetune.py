@@ -2,8 +2,10 @@
 
 import argparse
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
+from ..files import reserved, write_or_keep
 from .options import count, data_options, model_options, positive, training_options
 
 
@@ -38,9 +40,8 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..language import LoraSettings, check_model, load_model, load_task
-    from ..training import check_choices, check_free, hyperparameters, run_options, save_run
-    from ..training import finetune as run_finetune
+    from ..language import LoraSettings, check_model
+    from ..training import check_choices, check_free, hyperparameters, run_options
 
     usual = run_options(args.preset, steps=args.steps, format=args.format, eval_every=args.eval_every)
     check_choices(args.optimizer, usual["format"])
@@ -50,13 +51,22 @@ def run(args: argparse.Namespace) -> None:
     gates, lora = _gates(args), LoraSettings(r=args.rank)
     check_model(args.model, quantize=args.quantize, dtype=args.dtype, lora=lora)
     out = check_free(args.out or Path("outputs") / f"{args.task}-{args.optimizer}")
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` started
+    with reserved(out) if first else nullcontext():  # what cannot be written is found out before training
+        _run(args, usual, lora, gates, out, first)
+
+
+def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: bool) -> None:
+    from ..language import load_model, load_task
+    from ..training import finetune as run_finetune
+    from ..training import save_run
+
     task = load_task(args.task, hub=args.hub)
     model = load_model(
         args.model, quantize=args.quantize, dtype=args.dtype, lora=lora,
         labels=len(task.train[0].choices) if usual["format"] == "class" else None,
         gradient_checkpointing=args.gradient_checkpointing, progress=not args.quiet,
     )  # fmt: skip
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` started
     say = print if first else lambda *args, **kwargs: None
     say(f"{task} · {args.model} · {args.optimizer}", flush=True)
     finished = run_finetune(
@@ -66,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         **_settings(args, model, task, usual, say),
     )  # fmt: skip
     if first:  # all processes have the same weights: one writes and evaluates
-        save_run(finished, out)
+        write_or_keep(lambda folder: save_run(finished, folder), out)
         _report(args, finished, task)
         written = "adapter and its posterior are" if finished.posterior else "adapter is"
         print(f"{finished.seconds:.0f} s of training. The {written} in {out}/")
@@ -88,7 +98,8 @@ def _checkpoints(args: argparse.Namespace, out: Path, usual: dict, say) -> dict:
     every = every if args.checkpoint_every is None else args.checkpoint_every
     if not 0 < every < usual["steps"]:
         return {}
-    folder = args.checkpoints or out.with_name(f"{out.name}-checkpoints")
+    beside = out if out.name else out.resolve()
+    folder = args.checkpoints or beside.with_name(f"{beside.name}-checkpoints")
     say(f"Checkpoints go to {folder}/: the same command continues from the last one.", flush=True)
     return {"output_dir": folder, "save_every": every, "resume": True}
 

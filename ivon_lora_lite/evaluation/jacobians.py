@@ -65,10 +65,13 @@ def _visit_batch(
     model: nn.Module, batch: dict, index: list[int], modules: dict[str, nn.Linear], visit: Visit, format: str
 ) -> None:
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-    hooks = [
-        module.register_forward_hook(lambda module, args, out: seen.__setitem__(module, (args[0].detach(), out)))
-        for module in modules.values()
-    ]
+
+    def see(module: nn.Module, args: tuple, out: Tensor) -> None:
+        if module in seen:
+            raise ValueError("A LoRA layer is used twice in one forward pass: its Jacobian is not known, use draws.")
+        seen[module] = (args[0].detach(), out)
+
+    hooks = [module.register_forward_hook(see) for module in modules.values()]
     try:
         f = answer_logits(model, batch, format)  # [B, C]
     finally:
@@ -79,10 +82,10 @@ def _visit_batch(
     grads = [
         torch.autograd.grad(f[:, c][f[:, c].isfinite()].sum(), outputs, retain_graph=True) for c in range(len(f[0]))
     ]
-    for b, (row, tokens) in enumerate(format_named(format).tokens(batch)):
+    for b, (rows, tokens) in enumerate(format_named(format).tokens(model, batch)):
         choices = range(int(f[b].isfinite().sum()))
         factors = {}
         for k, (name, module) in enumerate(modules.items()):
-            g = torch.stack([grads[c][k][row, tokens] for c in choices]).float()  # [C, T, out]
-            factors[name] = (seen[module][0][row, tokens].float(), g)
+            g = torch.stack([grads[c][k][rows, tokens] for c in choices]).float()  # [C, T, out]
+            factors[name] = (seen[module][0][rows, tokens].float(), g)
         visit(index[b], f[b, : len(choices)].detach(), factors)

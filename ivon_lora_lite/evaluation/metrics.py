@@ -217,6 +217,20 @@ def _log(probs: Tensor) -> Tensor:
     return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
+def check_probabilities(probs: Tensor) -> None:
+    """Refuse what are no probabilities ``[..., C]``.
+
+    Raises:
+        ValueError: a value is not finite or negative, or a row does not sum to 1.
+    """
+    if not torch.isfinite(probs).all():
+        raise ValueError("The probabilities are not all finite: did training diverge?")
+    if (probs < 0).any() or ((probs.sum(-1) - 1).abs() > 1e-3).any():
+        raise ValueError(
+            "These are no probabilities: they must be at least 0 and sum to 1 (of logits take softmax(-1))."
+        )
+
+
 def _check(probs: Tensor, labels: Tensor) -> None:
     if probs.dim() < 2 or labels.dim() != 1 or probs.shape[-2] != labels.shape[0]:
         raise ValueError(

@@ -137,6 +137,11 @@ class Batches:
         with evaluating(self.model), context(), torch.no_grad():
             for index, batch in self.each("predict", progress):
                 logits = answer_logits(self.model, batch, self.format, copies).cpu()  # [R, B, C]
+                if logits.isnan().any() or (logits == torch.inf).any():
+                    raise FloatingPointError(
+                        "The model's answer logits are not finite: its weights are broken, or the draws are too wide "
+                        "(a smaller tau, or training with a larger ess)."
+                    )
                 out[:, index, : logits.shape[-1]] = logits
         return out
 

@@ -9,10 +9,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..files import read_tensors, write_tensors
-from .metrics import METRICS, all_metrics, bootstrap_intervals, mutual_information
+from .metrics import METRICS, all_metrics, bootstrap_intervals, check_probabilities, mutual_information
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Predictions:
                 f"logits have shape {tuple(self.logits.shape)} and labels {tuple(self.labels.shape)}; expected "
                 "[S, N, C] and [N]."
             )
+        if self.logits.isnan().any() or (self.logits == torch.inf).any() or (self.logits == -torch.inf).all(-1).any():
+            raise ValueError("The logits of a prediction hold NaN or infinities: did training diverge?")
 
     @property
     def samples(self) -> int:
@@ -109,5 +112,6 @@ def score(predictions: Predictions | Tensor, labels: Tensor | None = None, *, in
         raise ValueError("Probabilities need labels: score(probs, labels).")
     else:
         probs = predictions
+    check_probabilities(probs)
     values = {name: float(value) for name, value in all_metrics(probs, labels).items()}
     return Scores(values, bootstrap_intervals(probs, labels) if intervals else {}, len(labels))

@@ -74,13 +74,19 @@ class GateTraining(TrainerCallback):
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.Adam(self.gates.parameter_groups(self.settings.lr, self.settings.range_lr))
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        average_over_ranks([p.grad for p in params])
+        scaler = getattr(optimizer, "scaler", None)  # of fp16: it has scaled these gradients, and will not unscale them
+        if scaler is not None:
+            torch._foreach_div_([p.grad for p in params], scaler.get_scale())
+        if not all(p.grad.isfinite().all() for p in params):  # as IVON and the scaler do: no step
+            self.optimizer.zero_grad()
+            return
         if state.global_step >= self.settings.freeze * state.max_steps:
             self.gates.freeze()
         else:
             self.gates.loss().backward()
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        average_over_ranks([p.grad for p in params if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -4,6 +4,7 @@
 * `optimizer.py`: :class:`IVON`, which draws weights, pairs gradients with their draw, and takes steps;
 * `draws.py`, `state.py`: draws put into the parameters, and the Gaussian in the optimizer's state;
 * `finite.py`, `averages.py`, `ranks.py`: gradients that are not finite, several draws a step, several processes;
+* `watch.py`: gradients that did not come from the draw;
 * `lists.py`: lists of tensors that one operation works on;
 * `diagnostics.py`: whether the posterior is healthy, in a few numbers.
 """

@@ -11,7 +11,7 @@ from torch import Tensor
 from .equations import scale_noise
 from .lists import by, joined, parts, views
 from .ranks import several_ranks, shared
-from .state import mean_of, start
+from .state import follow, mean_of, start
 
 Perturbation = dict[Tensor, Tensor]  # parameter → ε / √(h + δ)
 LANES = 2  # streams that a CPU draws side by side; part of what a seed means, so it does not follow the cores
@@ -28,6 +28,7 @@ class Draws:
         """The perturbation ε / √(h + δ) of all parameters; one random draw for all tensors of a device."""
         for group in groups:
             start(state, [p for p in group["params"] if p.requires_grad and not state[p]], group)
+            follow(state, [p for p in group["params"] if p.requires_grad])
         params = [p for group in groups for p in group["params"] if p.requires_grad]
         out: Perturbation = {}
         for (device, dtype), members in by(params, lambda p: (p.device, state[p]["hess"].dtype)).items():

@@ -57,8 +57,12 @@ class FiniteGuard:
     @property
     def total(self) -> int:
         """Steps that did not happen."""
-        self._read(wait=True)
+        self.settle()
         return self._total
+
+    def settle(self) -> None:
+        """Wait for all answers."""
+        self._read(wait=True)
 
     def _read(self, wait: bool) -> None:
         while self._waiting:

@@ -33,6 +33,7 @@ from .equations import hessian_product, new_hessian, new_mean, new_momentum
 from .finite import FiniteGuard
 from .lists import by, joined, parts
 from .ranks import average_over_ranks, check_not_averaged
+from .watch import GradientWatch
 
 PER_GROUP = ("lr", "ess", "hess_init", "beta1", "beta2", "weight_decay", "clip_radius")
 
@@ -92,6 +93,7 @@ class IVON(Optimizer):
         self._draws, self._finite = Draws(seed, per_rank=sync), FiniteGuard(max_skipped)
         self._inside: str | None = None  # "train" or "eval" within a context
         self._checked_sync = False
+        self._start_watching()
         self._forget()
         super().__init__(params, dict(zip(PER_GROUP, (lr, ess, hess_init, beta1, beta2, weight_decay, clip_radius))))
 
@@ -105,6 +107,7 @@ class IVON(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        self._watch.add(self.param_groups[-1]["params"])
 
     # ---------------------------------------------------------------------------------------------- draws
 
@@ -193,6 +196,7 @@ class IVON(Optimizer):
                 for members in by(mine, lambda p: (p.device, self.state[p]["step"])).values():
                     for part in parts(members):
                         self._update(part, group, moments)
+        self._watch.used(params)
         self._forget()
         return loss
 
@@ -241,6 +245,7 @@ class IVON(Optimizer):
     def _check_draw(self) -> None:
         if self._inside:
             raise RuntimeError("step() was called within sampled_params(): leave the context first.")
+        self._watch.check_context()
         if not self._entries:
             raise RuntimeError(
                 "step() has no draw to pair the gradients with: run the forward and backward pass inside "
@@ -249,7 +254,23 @@ class IVON(Optimizer):
         if self.mc_samples > 1 and self._entries != self.mc_samples:
             raise RuntimeError(f"step() came after {self._entries} of mc_samples={self.mc_samples} draws.")
 
+    def __getstate__(self) -> dict:
+        """For ``copy.deepcopy`` and pickle: all of it but hooks and watches."""
+        self._finite.settle()
+        return {n: value for n, value in vars(self).items() if not n.endswith("_hooks") and n not in ("step", "_watch")}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._start_watching()
+        for group in self.param_groups:
+            self._watch.add(group["params"])
+
+    def _start_watching(self) -> None:
+        self._watch = GradientWatch(lambda: bool(self._entries) and self._inside != "train")
+
     def _run(self, closure: Callable[[], Tensor]) -> Tensor:
+        if not self._entries:
+            self._watch.check_closure(p for group in self.param_groups for p in group["params"])
         losses = []
         for _ in range(self.mc_samples):
             with torch.enable_grad(), self.sampled_params(train=True):

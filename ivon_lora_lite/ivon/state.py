@@ -34,6 +34,22 @@ def start(state: dict, params: list[Tensor], group: dict) -> None:
     lay_out(state, params)
 
 
+def follow(state: dict, params: list[Tensor]) -> None:
+    """Move the state of parameters to where they are now: ``model.to(device)`` takes the parameters alone.
+
+    Raises:
+        RuntimeError: a parameter has another dtype than when its state was made.
+    """
+    moved = [p for p in params if state[p]["hess"].device != p.device]
+    for p in params:
+        if ("mean" in state[p]) != (p.dtype != state[p]["hess"].dtype):
+            raise RuntimeError(f"A parameter became {p.dtype} after its first draw: convert the model before training.")
+    for p in moved:
+        state[p].update({name: t.to(p.device) for name, t in state[p].items() if name != "step"})
+    if moved:
+        lay_out(state, params)
+
+
 def lay_out(state: dict, params: list[Tensor]) -> None:
     """Put ``momentum`` and ``hess`` of several parameters side by side in memory."""
     for name in ("momentum", "hess"):
@@ -64,6 +80,8 @@ def check_group(group: dict) -> None:
     for p in group["params"]:
         if not p.is_floating_point():
             raise ValueError(f"A parameter has dtype {p.dtype}; a Gaussian posterior needs floating point.")
+        if hasattr(p, "device_mesh") or type(p).__name__ == "FlatParameter":
+            raise ValueError("A parameter is sharded (FSDP, tensor parallelism): IVON needs whole ones, so use DDP.")
 
 
 def matching_state(groups: list[dict], options: dict, state_dict: dict) -> list[tuple[Tensor, dict]]:

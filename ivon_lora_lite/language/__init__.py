@@ -7,7 +7,7 @@
 * `accessors.py`: the tokenizer and the description that are kept with a model.
 """
 
-from .accessors import description_of, tokenizer_of, unwrapped
+from .accessors import description_of, tokenizer_of
 from .adapters import LoraSettings, default_targets
 from .formats import FORMATS, Format, answer_logits, answer_loss, collate, format_named
 from .hardware import DTYPES

@@ -5,10 +5,7 @@
 
 from torch import nn
 
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of ``DistributedDataParallel``, or the model itself."""
-    return getattr(model, "module", model)
+from ..posterior import unwrapped
 
 
 def tokenizer_of(model: nn.Module):
@@ -27,5 +24,5 @@ def tokenizer_of(model: nn.Module):
 
 
 def description_of(model: nn.Module) -> dict:
-    """How :func:`load_model` loaded the model (name, dtype, quantize, lora, labels …); empty for other models."""
+    """How :func:`load_model` loaded the model (name, dtype, quantize, lora, adapter …), or nothing."""
     return getattr(unwrapped(model), "description", {})

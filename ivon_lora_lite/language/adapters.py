@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..files import first_line
-from ..posterior import trainable
+from ..posterior import check_saveable, trainable
 
 # query and value projections; PEFT knows them for most architectures, these it lacks or splits differently
 TARGETS = {
@@ -93,6 +93,7 @@ def load_adapter(base: nn.Module, folder: str | os.PathLike) -> nn.Module:
             odd = sorted(set(file.keys()) ^ set(trainable(model)))
         if odd:  # PEFT would leave such a tensor at its start
             raise ValueError(f"{odd[0]} is in one of them only ({len(odd)} such tensors)")
+        check_saveable(model)
         return model
     except Exception as error:  # safetensors, json and torch each raise their own
         raise ValueError(

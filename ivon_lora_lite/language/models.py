@@ -41,7 +41,7 @@ def load_model(
         dtype: of the frozen base: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``: bf16 where the device computes it
             natively, else fp16 on a GPU (such as a T4) and fp32 on a CPU. LoRA's weights are fp32 always.
         lora: rank, scale, dropout and targets.
-        adapter: a folder with a PEFT adapter to load instead of new LoRA weights.
+        adapter: a folder with a PEFT adapter to load instead of new LoRA weights; :func:`finetune` continues from it.
         labels: make it a sequence classifier with this number of classes, for the answer format ``"class"``. Its head
             is new, and trained with LoRA's weights; IVON's Gaussian is over both.
         device: such as ``"cuda"``; default: the GPU of this process, else the CPU.
@@ -79,7 +79,8 @@ def load_model(
         "dtype": str(torch_dtype).removeprefix("torch."),
         "quantize": quantize,
         "lora": settings_of(model, lora),
-        **({} if labels is None else {"labels": labels}),
+        **({} if labels is None else {"labels": labels, "new": head}),
+        **({} if adapter is None else {"adapter": str(Path(adapter).resolve())}),
         "gradient_checkpointing": gradient_checkpointing,
     }
     return model.eval()
@@ -112,6 +113,10 @@ def _load_base(name: str, dtype: torch.dtype, quantize: str | None, device: str,
                 head = _new_modules(base, loaded["missing_keys"])
     except (OSError, ValueError, SafetensorError) as error:
         raise FileNotFoundError(not_found(name, error)) from error
+    if labels is not None:  # a classifier on a decoder looks for a row's last token by the pad token
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if gguf:  # it is dequantised now: without this it could not be saved
         base.hf_quantizer, base.is_quantized = None, False
         if hasattr(base.config, "quantization_config"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 
 SELECT = "Select one of the choices that answers the following question: "
 
@@ -25,6 +26,13 @@ class Question:
     stem: str
     labels: tuple[str, ...]
     id: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.answer, Integral) and 0 <= self.answer < len(self.choices)):
+            raise ValueError(
+                f"The answer of the question {self.stem[:60]!r} is {self.answer!r}; expected the index of one of its "
+                f"{len(self.choices)} choices, from 0."
+            )
 
 
 @dataclass(frozen=True)

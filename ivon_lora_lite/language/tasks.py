@@ -6,6 +6,7 @@ Data sets come from the Hugging Face Hub, or from a local folder laid out like i
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -94,7 +95,12 @@ def _downloaded(name: str, source: Source, hub: str | os.PathLike | None) -> dic
         path = str(folder)
     datasets.utils.logging.disable_progress_bar()
     try:
-        loaded = datasets.load_dataset(path, source.config)
+        if not hub:
+            return dict(datasets.load_dataset(path, source.config))
+        # the cache of datasets knows a folder by its README: rows that were edited since would not be seen
+        with tempfile.TemporaryDirectory() as fresh:
+            loaded = datasets.load_dataset(path, source.config, cache_dir=fresh, keep_in_memory=True)
+            return {split: loaded[split].to_list() for split in loaded}
     except Exception as error:  # datasets raises a dozen types for the same three causes
         cause = error
         while cause.__cause__ is not None:  # datasets wraps what went wrong
@@ -104,4 +110,3 @@ def _downloaded(name: str, source: Source, hub: str | os.PathLike | None) -> dic
             f"({first_line(cause)}). Check the connection, or name a folder laid out like the Hub with --hub DIR or "
             "the variable IVON_LORA_HUB."
         ) from error
-    return {split: loaded[split] for split in loaded}

@@ -13,7 +13,10 @@ from .low_rank import LowRankPosterior
 from .weights import (
     PREFIX,
     LoraPair,
+    active_adapter,
     applied_weights,
+    check_saveable,
+    is_plain,
     lora_layers,
     lora_linears,
     lora_parameters,
@@ -22,4 +25,5 @@ from .weights import (
     reset_lora,
     restored,
     trainable,
+    unwrapped,
 )

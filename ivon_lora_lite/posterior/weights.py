@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 PREFIX = "base_model.model."  # what PEFT puts before the base model's own names
+GATED = ".parametrizations.weight.original"  # what torch calls a weight that gates are on
 HEAD = 0.02  # standard deviation of a new classifier's weights, as transformers has it for BERT and its kin
 
 
@@ -19,16 +20,78 @@ HEAD = 0.02  # standard deviation of a new classifier's weights, as transformers
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Trainable parameters by the names under which PEFT saves them (without the adapter's name)."""
-    adapters = [f".{name}" for name in getattr(model, "peft_config", {})]
-    out = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            for adapter in adapters:
-                name = name.replace(f".modules_to_save{adapter}.", ".")  # a classifier's head
-                name = name.replace(f"{adapter}.", ".").removesuffix(adapter)
-            out[name] = p
+    """Trainable parameters by the names under which PEFT saves them (without the adapter's name).
+
+    Of a model without PEFT, and for weights that PEFT would not save, the names are torch's own.
+
+    Raises:
+        ValueError: several adapters are active, so that their weights would share names.
+    """
+    model = unwrapped(model)
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    adapter = active_adapter(model)
+    names = {id(p): name for name, p in params.items()}
+    if adapter is not None:
+        from peft import get_peft_model_state_dict
+
+        saved = get_peft_model_state_dict(model, params, adapter_name=adapter, save_embedding_layers=False)
+        names |= {id(p): name for name, p in saved.items()}
+    out = {names[id(p)].replace("_orig_mod.", "").replace(GATED, ".weight"): p for p in params.values()}
+    if len(out) < len(params):
+        raise ValueError("Two trainable weights have the same name: has a module the name of the adapter? Rename one.")
     return out
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, or the model itself."""
+    while True:
+        if isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def active_adapter(model: nn.Module) -> str | None:
+    """The name of a PEFT model's one active adapter; None without PEFT.
+
+    Raises:
+        ValueError: several are active.
+    """
+    model = unwrapped(model)
+    if not hasattr(model, "peft_config"):
+        return None
+    active = getattr(model, "active_adapters", None)
+    active = active() if callable(active) else active or [model.active_adapter]
+    if len(active) != 1:
+        raise ValueError(f"The adapters {', '.join(active)} are all active: choose one with model.set_adapter(NAME).")
+    return active[0]
+
+
+def check_saveable(model: nn.Module) -> None:
+    """Refuse a model whose trainable weights an adapter's file would not hold.
+
+    Raises:
+        ValueError: it has an adapter of another kind than LoRA, or weights are trainable that PEFT would not save.
+    """
+    model = unwrapped(model)
+    adapter = active_adapter(model)
+    if adapter is None:
+        raise ValueError("The model has no adapter: put LoRA on it with load_model or peft.get_peft_model.")
+    kind = str(getattr(model.peft_config[adapter].peft_type, "value", model.peft_config[adapter].peft_type))
+    if kind not in ("LORA", "ADALORA"):
+        raise ValueError(f"The adapter {adapter!r} is of the kind {kind}: only LoRA can be finetuned here.")
+    from peft import get_peft_model_state_dict
+
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    saved = get_peft_model_state_dict(model, params, adapter_name=adapter, save_embedding_layers=False)
+    lost = sorted(params.keys() - {name for name, p in params.items() if any(p is q for q in saved.values())})
+    if lost:
+        raise ValueError(
+            f"{lost[0]} is trainable ({len(lost)} such tensors), and the adapter {adapter!r} would not save it: freeze "
+            "it with requires_grad_(False), or name its module in LoraConfig(modules_to_save=[…])."
+        )
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -44,23 +107,32 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def lora_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """LoRA's A and B as modules, under the names of :func:`trainable`.
+    """LoRA's A and B as modules, under the names of :func:`trainable`, where each is applied as a linear layer.
 
     Raises:
-        ValueError: something else is trainable too, or nothing is.
+        ValueError: something else is trainable too (or nothing is), or a layer uses its A and B in another way, as DoRA
+            and LoRA on a bare parameter do.
     """
     names = {id(p): name for name, p in trainable(model).items()}
+    plain = {m for _, owner in _lora_modules(model) if is_plain(owner) for m in owner.modules()}
     found = {}
     for module in model.modules():
         name = names.get(id(getattr(module, "weight", None)))
-        if name is not None and ".lora_" in name and isinstance(module, nn.Linear) and module.bias is None:
+        linear = isinstance(module, nn.Linear) and module.bias is None and module in plain
+        if name is not None and ".lora_" in name and linear:
             found[name] = module
     odd = sorted(set(names.values()).difference(found))
     if odd or not found:
         raise ValueError(
-            f"Only LoRA's A and B of linear layers may be trainable here, not {odd[0] if odd else 'none'}."
+            f"Only A and B of plain LoRA on linear layers may be trainable here, not {odd[0] if odd else 'none'}."
         )
     return found
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a LoRA layer computes B(A(x)): no DoRA or other variant, no LoRA on a bare parameter."""
+    variants = getattr(module, "lora_variant", {})
+    return not hasattr(module, "parameter_name") and not any(a in variants for a in module.active_adapters)
 
 
 @dataclass(frozen=True)
@@ -86,7 +158,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoraPair]:
     for name, module in _lora_modules(model):
         for adapter in module.active_adapters:
             pair = [members[adapter] for members in (module.lora_A, module.lora_B) if adapter in members]
-            if len(module.active_adapters) > 1 or len(pair) < 2 or not all(isinstance(m, nn.Linear) for m in pair):
+            linear = len(pair) == 2 and all(isinstance(m, nn.Linear) for m in pair)
+            if len(module.active_adapters) > 1 or not linear or not is_plain(module):
                 raise ValueError(f"{name} is not plain LoRA on a linear layer with one adapter.")
             found[name.removeprefix(PREFIX)] = LoraPair(*pair)
     if not found:
@@ -121,18 +194,53 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def reset_lora(model: nn.Module, seed: int) -> None:
     """Give LoRA fresh weights (A Kaiming-uniform, B zero), so that runs on one model do not depend on each other.
 
-    A classifier's head gets normal weights of standard deviation 0.02, and biases of 0.
+    A new classifier's head gets normal weights of standard deviation 0.02, and biases of 0. Everything else that is
+    trainable gets the values that it had when the model was first seen here: pretrained modules that PEFT saves along,
+    biases, and A and B whose start depends on the base model (PiSSA, OLoRA, LoftQ …). An adapter that
+    ``load_model(adapter=…)`` read from a file is not made fresh: every run continues from it.
     """
+    model = unwrapped(model)
+    first, params = vars(model).setdefault("_first_weights", {}), trainable(model)
+    for name, p in params.items():
+        first.setdefault(name, p.detach().cpu().clone())
+    put_weights(model, {name: first[name] for name in params})
+    about = getattr(model, "description", {})
+    if about.get("adapter"):
+        return
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same start on every device
+    start = getattr(model.peft_config[active_adapter(model)], "init_lora_weights", True) if params else True
     with torch.no_grad():
-        for _, module in _lora_modules(model):
+        for _, module in _lora_modules(model) if start in (True, "gaussian") else ():
             for adapter in module.active_adapters:
-                a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-                a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape), a=5**0.5, generator=generator))
-                b.zero_()
+                _make_fresh(module, adapter, start, generator)
         for name, p in model.named_parameters():
-            if ".modules_to_save." in name and p.requires_grad:
+            head, saved, _ = name.partition(".modules_to_save.")
+            if saved and p.requires_grad and head.rsplit(".", 1)[-1] in about.get("new", ()):
                 p.copy_(HEAD * torch.randn(p.shape, generator=generator) if p.dim() > 1 else torch.zeros(p.shape))
+
+
+def _make_fresh(module: nn.Module, adapter: str, start: bool | str, generator: torch.Generator) -> None:
+    """One layer's A, B and what goes with them, as PEFT starts them."""
+    if adapter in module.lora_A:
+        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        if start == "gaussian":
+            a.copy_(torch.randn(a.shape, generator=generator) / module.r[adapter])
+        else:
+            a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape), a=5**0.5, generator=generator))
+        b.zero_()
+        if getattr(module.lora_B[adapter], "bias", None) is not None:
+            module.lora_B[adapter].bias.zero_()
+    if adapter in getattr(module, "lora_embedding_A", {}):
+        module.lora_embedding_A[adapter].zero_()
+        b = module.lora_embedding_B[adapter]
+        b.copy_(torch.randn(b.shape, generator=generator))
+    if adapter in getattr(module, "lora_magnitude_vector", {}):  # DoRA: the norms of the base weights, because BA = 0
+        from peft.utils.integrations import dequantize_module_weight
+
+        dora, scale = module.lora_magnitude_vector[adapter], module.scaling[adapter]
+        base = dequantize_module_weight(module.get_base_layer()).to(dora.weight.device)
+        delta = b @ a if a.dim() == b.dim() == 2 else torch.zeros_like(base)
+        dora.weight.copy_(dora.get_weight_norm(base, delta, scale).view_as(dora.weight))
 
 
 @contextmanager

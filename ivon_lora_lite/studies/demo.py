@@ -21,7 +21,7 @@ from ..evaluation import (
     score,
     tau_sweep,
 )
-from ..files import provenance, read_json, write_json
+from ..files import LOCK, provenance, read_json, reserved, write_json, write_or_keep
 from ..language import Question, Task, description_of, load_model, load_task
 from ..training import Run, finetune, save_run
 
@@ -66,40 +66,53 @@ def run_demo(
     """
     out, taus = Path(out), _checked(Path(out), taus)
     write_report = _report_html() if report else None  # ask for plotly now rather than after all the work
-    clock = Clock(say)
-    with clock.phase("load model and questions"):
-        base, data = load_model(model, dtype=dtype, progress=progress), load_task(task, hub=hub)
-    questions = data.test[:test_size]
-    common = {"steps": steps, "train_size": train_size, "batch_size": batch_size, "seed": seed, "format": format}
-    results, runs, sweep = _compared(base, data, questions, common, samples, taus, clock, progress)
-    used = runs["ivon"].config["train_size"]  # there may be fewer than were asked for
-    facts = {"task": task, "model": model, "split": data.splits["test"], **common, "train_size": used}
-    sweep = TauSweep(sweep.taus, sweep.logits, sweep.labels, sweep.linear, sweep.metadata | facts)
-    for method, tau in (("IVON@mean", 0.0), ("IVON", 1.0)):
-        drawn = sweep.predictions(tau, samples if tau else 1)
-        results[method] = Predictions(
-            drawn.logits, drawn.labels, {**facts, "samples": samples if tau else 0, "tau": tau}
-        )
-    scores = {method: score(results[method]) for method in METHODS}
-    record = {
-        "scores": {method: {**s, "intervals": s.intervals} for method, s in scores.items()},
-        "paired": paired_differences(results["AdamW"], results["IVON"]),
-        "config": {**facts, "samples": samples, "questions": len(questions), "lora": _lora(base)},
-        "settings": {optimizer: run.config["settings"] for optimizer, run in runs.items()},
-        "history": {optimizer: run.history for optimizer, run in runs.items()},
-        "seconds": clock.seconds,
-        "provenance": provenance(),
-    }
-    try:
+    with reserved(out):  # what cannot be written is found out before training
+        clock = Clock(say)
+        with clock.phase("load model and questions"):
+            base, data = load_model(model, dtype=dtype, progress=progress), load_task(task, hub=hub)
+        questions = data.test[:test_size]
+        common = {"steps": steps, "train_size": train_size, "batch_size": batch_size, "seed": seed, "format": format}
+        results, runs, sweep = _compared(base, data, questions, common, samples, taus, clock, progress)
+        used = runs["ivon"].config["train_size"]  # there may be fewer than were asked for
+        facts = {"task": task, "model": model, "split": data.splits["test"], **common, "train_size": used}
+        sweep = TauSweep(sweep.taus, sweep.logits, sweep.labels, sweep.linear, sweep.metadata | facts)
+        for method, tau in (("IVON@mean", 0.0), ("IVON", 1.0)):
+            drawn = sweep.predictions(tau, samples if tau else 1)
+            results[method] = Predictions(
+                drawn.logits, drawn.labels, {**facts, "samples": samples if tau else 0, "tau": tau}
+            )
+        scores = {method: score(results[method]) for method in METHODS}
+        record = {
+            "scores": {method: {**s, "intervals": s.intervals} for method, s in scores.items()},
+            "paired": paired_differences(results["AdamW"], results["IVON"]),
+            "config": {**facts, "samples": samples, "questions": len(questions), "lora": _lora(base)},
+            "settings": {optimizer: run.config["settings"] for optimizer, run in runs.items()},
+            "history": {optimizer: run.history for optimizer, run in runs.items()},
+            "seconds": clock.seconds,
+            "provenance": provenance(),
+        }
         with clock.phase("write results"):
-            _write(out, results, runs if weights else {}, sweep, record)
-            if write_report:
-                _write_report(write_report, out / "report.html", scores, results, sweep, record)
-    except BaseException:
-        if not (out / METRICS_FILE).exists():  # then the folder was empty before: leave nothing half-written
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+
+            def write(folder: Path) -> None:
+                _write(folder, results, runs if weights else {}, sweep, record)
+                if write_report:
+                    _write_report(write_report, folder / "report.html", scores, results, sweep, record)
+
+            write_or_keep(lambda folder: _whole_or_absent(write, folder), out)
     return scores
+
+
+def _whole_or_absent(write, folder: Path) -> None:
+    """Write a demo; where there was none, leave nothing half-written."""
+    before = (folder / METRICS_FILE).exists()
+    try:
+        write(folder)
+    except BaseException:
+        if not before:
+            for path in folder.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 class Clock:

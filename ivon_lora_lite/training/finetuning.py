@@ -4,6 +4,7 @@
 the questions, and runs AdamW the same way for comparison.
 """
 
+import math
 import os
 import tempfile
 import time
@@ -16,7 +17,7 @@ from torch.nn.utils import parametrize
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
 from ..language import Question, Task, answer_logits, answer_loss, collate, description_of, format_named, tokenizer_of
-from ..posterior import GaussianPosterior, put_weights, read_weights, reset_lora
+from ..posterior import GaussianPosterior, check_saveable, put_weights, read_weights, reset_lora, unwrapped
 from .callbacks import Bar, Evaluation
 from .checkpoints import last_checkpoint, remember
 from .presets import hyperparameters, run_options
@@ -68,8 +69,9 @@ def finetune(
 ) -> Run:
     """Finetune a model's LoRA weights on multiple-choice questions with IVON or AdamW.
 
-    LoRA starts afresh from ``seed``, so several runs can use one model after another. With the same seed both
-    optimizers see the same questions in the same order.
+    LoRA starts afresh from ``seed``, so several runs can use one model after another; from an adapter that
+    ``load_model(adapter=…)`` read, every run continues instead (:func:`reset_lora`). With the same seed both optimizers
+    see the same questions in the same order.
 
     Args:
         model: from :func:`load_model`, or a PEFT model of your own with ``model.tokenizer`` set.
@@ -105,6 +107,9 @@ def finetune(
         ValueError: an unknown option, or one outside its range; ``start`` does not fit the model; the checkpoints in
             ``output_dir`` are of a run with other settings.
     """
+    if isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):  # the Trainer's own task
+        model = unwrapped(model)
+    check_saveable(model)
     name, questions, held_out = _questions(task, train_size, validation, eval_size)
     options = run_options(preset, steps=steps, format=format, eval_every=eval_every if held_out or eval_every else 0)
     steps, format, eval_every = options["steps"], options["format"], options["eval_every"]
@@ -156,6 +161,7 @@ def finetune(
     if optimizer == "ivon":
         posterior = GaussianPosterior.from_optimizer(trainer.ivon_optimizer, model, task=name, seed=seed)
     run = Run(model, read_weights(model), posterior, config, history, seconds)
+    check_finite_run(run, trainer)
     return attached.finish(run) if attached else run
 
 
@@ -166,6 +172,23 @@ def check_choices(optimizer: str, format: str, schedule: str = "linear") -> None
     format_named(format)
     if schedule not in SCHEDULES:
         raise ValueError(f"There is no schedule {schedule!r}. Known schedules: {', '.join(SCHEDULES)}.")
+
+
+def check_finite_run(run: Run, trainer: IVONTrainer) -> None:
+    """Refuse a run that blew up, so that it is neither saved nor scored.
+
+    Raises:
+        FloatingPointError: a weight is not finite, or no step had finite gradients.
+    """
+    broken = [name for name, w in run.weights.items() if not w.isfinite().all()]
+    if broken:
+        raise FloatingPointError(f"Training diverged: {broken[0]} is not finite. Lower the learning rate.")
+    optimizer = trainer.ivon_optimizer
+    if optimizer is not None and optimizer.skipped_steps >= run.config["steps"]:
+        raise FloatingPointError(
+            "No step had finite gradients, so nothing was learned: the loss overflows at every draw. Is the base model "
+            "sound, and the noise (1/√(ess · hess_init)) not too large?"
+        )
 
 
 def _check_counts(**counts: int) -> None:
@@ -228,6 +251,7 @@ def _arguments(model: nn.Module, config: dict, folder: str, save_every: int, pro
         fp16=cuda and config["model"].get("dtype") == "float16",
         dataloader_pin_memory=cuda,
         label_names=["answers"],
+        logging_nan_inf_filter=False,  # a NaN must not be logged as the last finite loss
     )
 
 
@@ -244,6 +268,14 @@ class AnswerTrainer(IVONTrainer):
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback):
             self.add_callback(Bar)
+
+    def log(self, logs, *args, **kwargs):
+        loss = logs.get("loss")
+        if self.ivon_optimizer is None and loss is not None and not math.isfinite(float(loss)):
+            raise FloatingPointError(
+                f"The loss is {loss} at step {self.state.global_step}: lower the learning rate; is the model sound?"
+            )
+        super().log(logs, *args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with parametrize.cached():  # PEFT asks for every weight twice; gates, if there are any, act once

@@ -12,13 +12,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import provenance, read_json, whole_folder, write_json
-from ..language import DTYPES, LoraSettings, load_model
-from ..posterior import POSTERIOR_FILE, Posterior, applied_weights, load_extensions, load_posterior, trainable
+from ..files import LOCK, provenance, read_json, whole_folder, write_json
+from ..language import DTYPES, load_model
+from ..posterior import (
+    POSTERIOR_FILE,
+    Posterior,
+    active_adapter,
+    applied_weights,
+    load_extensions,
+    load_posterior,
+    trainable,
+    unwrapped,
+)
 
 RUN_FILE = "run.json"
 ADAPTER = "adapter_model.safetensors"
 FACTS = {"config", "history", "seconds"}
+# of an adapter's settings: what decides how its weights act
+DECISIVE = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
 CONFIG = {"task", "optimizer", "seed", "format", "model"}
 # entry of a run's settings → what that attachment decided; whoever owns it enters it here
 ATTACHED: dict[str, Callable[[dict], object]] = {}
@@ -70,7 +81,7 @@ def check_free(folder: str | os.PathLike) -> Path:
             f"{folder} holds another run already ({about['optimizer']} on {about['task']}, seed {about['seed']}): "
             "choose another folder, or delete it first."
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder: choose another one.")
     return folder
 
@@ -89,7 +100,7 @@ def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) ->
     folder = Path(folder)
     if not (overwrite and (folder / RUN_FILE).exists()):
         check_free(folder)
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, last=RUN_FILE) as temporary:
         write_run(run, temporary)
     return folder
 
@@ -97,7 +108,13 @@ def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) ->
 def write_run(run: Run, folder: Path) -> None:
     """Write a run's files into a folder that exists."""
     with applied_weights(run.model, run.weights):
-        run.model.save_pretrained(folder, save_embedding_layers=False)  # they are the base model's
+        model, adapter = unwrapped(run.model), active_adapter(run.model)
+        # embedding layers are the base model's
+        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[adapter])
+    if (folder / adapter).is_dir():  # where PEFT puts an adapter that is not called "default"
+        for file in (folder / adapter).iterdir():
+            os.replace(file, folder / file.name)
+        (folder / adapter).rmdir()
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     if run.posterior is not None:
         run.posterior.save(folder)
@@ -110,7 +127,8 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progr
 
     Args:
         folder: the run's folder.
-        model: the base model with LoRA of the same shape, to share between runs; default: load the run's own.
+        model: the base model with LoRA of the same shape, to share between runs; its weights stay as they are, and
+            :func:`predict` puts the run's into it. Default: load the run's own, with the run's weights in it.
         progress: show a progress bar while a model is loaded.
 
     Raises:
@@ -134,6 +152,7 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progr
         model = _model_of(config["model"], folder, progress)
     for source in (weights, posterior.mean if posterior else weights):
         _check_shapes(source, model, folder)
+    _check_adapter(folder, model)
     gates = None
     if "gates" in config:
         if "gates" not in ATTACHED:
@@ -143,15 +162,32 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progr
 
 
 def _model_of(about: dict, folder: Path, progress: bool) -> nn.Module:
-    """The base model with LoRA that ``run.json`` describes."""
-    if {"name", "dtype", "quantize", "lora"}.difference(about):
+    """The base model that ``run.json`` names, with the folder's adapter: PEFT's own file says what that is."""
+    if {"name", "dtype", "quantize"}.difference(about):
         raise ValueError(f"{folder / RUN_FILE} does not say how to load the model: hand it over as model=.")
-    lora = about["lora"] | {"targets": about["lora"]["targets"] and tuple(about["lora"]["targets"])}
     dtype = next(name for name, kind in DTYPES.items() if str(kind) == f"torch.{about['dtype']}")
     return load_model(
-        about["name"], quantize=about["quantize"], dtype=dtype, lora=LoraSettings(**lora), labels=about.get("labels"),
+        about["name"],
+        quantize=about["quantize"],
+        dtype=dtype,
+        adapter=folder,
+        labels=about.get("labels"),
         progress=progress,
-    )  # fmt: skip
+    )
+
+
+def _check_adapter(folder: Path, model: nn.Module) -> None:
+    """Refuse a model in which the run's weights would mean something else, because its LoRA has other settings."""
+    adapter = active_adapter(model)
+    if adapter is None or not (folder / "adapter_config.json").is_file():
+        return
+    of_run, of_model = read_json(folder / "adapter_config.json"), unwrapped(model).peft_config[adapter].to_dict()
+    for name in DECISIVE:
+        if (of_run.get(name) or None) != (of_model.get(name) or None):
+            raise ValueError(
+                f"The run in {folder} does not fit this model: its adapter has {name}={of_run.get(name)!r}, the "
+                f"model's {of_model.get(name)!r}. Leave model= out to load the run's own."
+            )
 
 
 def _check_shapes(weights: dict[str, Tensor], model: nn.Module, folder: Path) -> None:

@@ -5,13 +5,15 @@ trainer = IVONTrainer(model, args, train_dataset=..., ivon={"ess": 1e6, "hess_in
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from transformers import Trainer
 
 from ..ivon import IVON, advice_by_topic
-from ..posterior import GaussianPosterior, lora_parameters
+from ..posterior import GaussianPosterior, Posterior, load_posterior, lora_parameters, unwrapped
 
+AVERAGED = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice", "ForCausalLM", "ForMaskedLM")
 LOGGED = ("sigma_mean", "variance_drift", "snr_p50", "clipped", "hess_moved", "kl", "skipped_steps")
 
 
@@ -21,22 +23,47 @@ class IVONMixin:
     Args:
         ivon: arguments of :class:`IVON`; the learning rate is the training arguments' unless it has ``lr``. Without
             ``ivon`` the trainer is the one that it extends (unless it is handed an IVON by ``optimizers=``).
-        eval_samples: evaluate and predict with this number of draws from the posterior instead of at the mean. Logits
-            become the log of the averaged probabilities; the loss is the average of the draws' losses.
+        eval_samples: evaluate and predict with this number of draws from the posterior instead of at the mean. What the
+            head predicts is averaged: probabilities of a classifier or a language model (logits become their log),
+            probabilities per label, or the numbers of a regression; the loss is the average of the draws' losses.
+        posterior: what to draw from when nothing was trained, such as ``load_posterior(folder)``.
+
+    Raises:
+        ValueError: what cannot work: DeepSpeed or FSDP, several draws per step with accumulation or clipping,
+            ``eval_samples`` without a posterior or with a head whose predictions have no average.
     """
 
-    def __init__(self, *args, ivon: dict | None = None, eval_samples: int = 0, **kwargs):
+    def __init__(self, *args, ivon: dict | None = None, eval_samples: int = 0, posterior=None, **kwargs):
         super().__init__(*args, **kwargs)
         self._ivon_arguments = ivon
         self.eval_samples = eval_samples
-        self._posterior: GaussianPosterior | None = None
+        self._given: Posterior | None = posterior  # from outside, or that of the best checkpoint
+        self._posterior: Posterior | None = None  # while evaluating
         self._warned: set[str] = set()
+        if ivon is not None:
+            self._check_loop(ivon.get("mc_samples", 1))
+
+    def _check_loop(self, draws: int) -> None:
+        if getattr(self, "is_deepspeed_enabled", False) or getattr(self, "is_fsdp_enabled", False):
+            raise ValueError("IVON needs whole parameters on every process: use DDP instead of DeepSpeed or FSDP.")
+        averaged = self.args.gradient_accumulation_steps == 1 and not self.args.max_grad_norm and not self.args.fp16
+        if draws > 1 and not averaged:
+            raise ValueError(
+                f"mc_samples={draws} needs gradient_accumulation_steps=1, max_grad_norm=0 and no fp16: each gradient "
+                "has to meet its own draw. Accumulation with one draw costs the same."
+            )
 
     @property
     def ivon_optimizer(self) -> IVON | None:
         """The IVON optimizer, without Accelerate's wrapper; None before training or with another optimizer."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return optimizer if isinstance(optimizer, IVON) else None
+
+    def posterior(self) -> Posterior | None:
+        """The Gaussian that training left: of the best checkpoint, if that was loaded at the end; else of now."""
+        if self._given is not None or self.ivon_optimizer is None:
+            return self._given
+        return GaussianPosterior.from_optimizer(self.ivon_optimizer, self.accelerator.unwrap_model(self.model))
 
     def create_optimizer(self, *args, **kwargs):
         if self.optimizer is None and self._ivon_arguments is not None:
@@ -45,15 +72,31 @@ class IVONMixin:
         return super().create_optimizer(*args, **kwargs)
 
     def training_step(self, model, inputs, *args, **kwargs):
-        if self.ivon_optimizer is None:
+        optimizer = self.ivon_optimizer
+        if optimizer is None:
             return super().training_step(model, inputs, *args, **kwargs)
-        with self.ivon_optimizer.sampled_params(train=True):
-            return super().training_step(model, inputs, *args, **kwargs)
+        losses = []
+        for _ in range(optimizer.mc_samples):
+            with optimizer.sampled_params(train=True):
+                losses.append(super().training_step(model, dict(inputs), *args, **kwargs))
+        return torch.stack(losses).mean()
+
+    def train(self, *args, **kwargs):
+        self._given = None
+        return super().train(*args, **kwargs)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.ivon_optimizer is not None:  # the optimizer still holds the last step's mean and variance
+            self._given = load_posterior(self.state.best_model_checkpoint)
 
     def evaluation_loop(self, *args, **kwargs):
-        if self.eval_samples and self.ivon_optimizer is not None:
-            model = self.accelerator.unwrap_model(self.model)
-            self._posterior = GaussianPosterior.from_optimizer(self.ivon_optimizer, model)
+        if self.eval_samples:
+            self._posterior = self.posterior()
+            if self._posterior is None:
+                raise ValueError(
+                    "eval_samples needs a posterior: train first, or give posterior=GaussianPosterior.load(…)."
+                )
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
@@ -62,16 +105,16 @@ class IVONMixin:
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if self._posterior is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        losses, total, labels = [], None, None
+        losses, total, labels = [], 0.0, None
         for seed in range(self.eval_samples):  # draw `seed` is the same for every batch
             with self._posterior.applied(self.accelerator.unwrap_model(model), seed):
                 loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
             losses.append(loss)
-            if isinstance(logits, torch.Tensor):
-                probs = logits.float().softmax(-1) / self.eval_samples
-                total = probs if total is None else total + probs
+            if logits is not None:
+                to_average, back = averaging(self.accelerator.unwrap_model(model), logits)
+                total = total + to_average(logits.float()) / self.eval_samples
         loss = None if losses[0] is None else torch.stack(losses).mean()
-        return loss, None if total is None else total.clamp(min=torch.finfo(total.dtype).tiny).log(), labels
+        return loss, None if isinstance(total, float) else back(total), labels
 
     def log(self, logs, *args, **kwargs):
         optimizer = self.ivon_optimizer
@@ -87,9 +130,28 @@ class IVONMixin:
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.ivon_optimizer is not None:
-            posterior = GaussianPosterior.from_optimizer(self.ivon_optimizer, self.accelerator.unwrap_model(self.model))
-            posterior.save(output_dir or self.args.output_dir)
+            self.posterior().save(output_dir or self.args.output_dir)
+
+
+def averaging(model, logits) -> tuple[Callable, Callable]:
+    """How a head's outputs become what draws are averaged in, and how the average becomes an output again.
+
+    Raises:
+        ValueError: the head predicts something that has no average, such as spans, sequences or hidden states.
+    """
+    head = type(unwrapped(model.get_base_model() if hasattr(model, "get_base_model") else model)).__name__
+    if not isinstance(logits, torch.Tensor) or not head.endswith(AVERAGED):
+        raise ValueError(
+            f"eval_samples cannot average what {head} predicts: only the logits of classifiers, regressions and "
+            "language models have an average. Use eval_samples=0, or draw with posterior.applied(model, seed)."
+        )
+    problem = getattr(model.config, "problem_type", None)
+    if head.endswith("ForSequenceClassification") and (problem == "regression" or logits.shape[-1] == 1):
+        return (lambda x: x), (lambda x: x)
+    if problem == "multi_label_classification":
+        return torch.sigmoid, torch.logit
+    return (lambda x: x.softmax(-1)), (lambda p: p.clamp(min=torch.finfo(p.dtype).tiny).log())
 
 
 class IVONTrainer(IVONMixin, Trainer):
-    """``transformers.Trainer`` that trains with IVON; see :class:`IVONMixin` for its two new arguments."""
+    """``transformers.Trainer`` that trains with IVON; see :class:`IVONMixin` for its new arguments."""

@@ -197,7 +197,7 @@ def test_a_posterior_over_other_tensors_than_loras_is_refused(tiny_model, questi
     model = tiny_model("llama")
     norm = next(module for name, module in model.named_modules() if name.endswith("input_layernorm"))
     norm.weight.requires_grad_(True)
-    with pytest.raises(ValueError, match="Only LoRA's A and B of linear layers may be trainable"):
+    with pytest.raises(ValueError, match="Only A and B of plain LoRA on linear layers may be trainable"):
         linearized(model, questions, posterior=GaussianPosterior.isotropic(model, 1e-4))
 
 

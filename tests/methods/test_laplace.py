@@ -186,7 +186,7 @@ def test_other_trainable_weights_are_refused(tiny_model, questions):
     model = tiny_model("llama")
     model.get_input_embeddings().weight.requires_grad_(True)
     start = {name: p.detach().clone() for name, p in trainable(model).items()}
-    with pytest.raises(ValueError, match="Only LoRA's A and B.*not base_model.*embed_tokens"):
+    with pytest.raises(ValueError, match="Only A and B of plain LoRA.*not base_model.*embed_tokens"):
         laplace(run_of(model, start), questions)
 
 

@@ -136,7 +136,7 @@ def test_the_small_library_can_be_read_in_an_hour():
 
 
 def test_files_and_functions_are_of_a_size_that_can_be_held_in_mind():
-    one_idea = {"optimizer.py": 330}  # one class, with the methods that torch asks for
+    one_idea = {"optimizer.py": 350}  # one class, with the methods that torch asks for
     sizes = {path: len(path.read_text("utf8").splitlines()) for path in MODULES.values()}
     long = [f"{path.name}: {n} lines" for path, n in sizes.items() if n > one_idea.get(path.name, 300)]
     for module, path in MODULES.items():

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ class Format(ABC):
         """Answer logits ``[copies, B, C]`` of the batch, repeated ``copies`` times side by side."""
 
     @abstractmethod
-    def tokens(self, batch: Batch) -> list[tuple[int, slice]]:
-        """Where the tokens of each question are, padding left out: B pairs (row, slice of positions)."""
+    def tokens(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Where the model gets the tokens of each question, padding left out: B pairs (rows, positions) ``[T]``."""
 
 
 def precision(model: nn.Module) -> AbstractContextManager:
@@ -47,8 +48,18 @@ def precision(model: nn.Module) -> AbstractContextManager:
 
 
 def token_ids(tokenizer, text: str, special: bool = True) -> list[int]:
-    """Token ids of a text."""
-    return tokenizer(text, add_special_tokens=special)["input_ids"]
+    """Token ids of a text, with what the tokenizer puts in front of it and without what it puts behind (an EOS)."""
+    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    return ids[: len(ids) - appended(tokenizer)] if special else ids
+
+
+@lru_cache(maxsize=8)
+def appended(tokenizer) -> int:
+    """How many tokens a tokenizer's template puts behind every text: nothing can follow an end-of-text token."""
+    one, two = (tokenizer(text)["input_ids"] for text in ("a a", "b b"))
+    plain = tokenizer("a a", add_special_tokens=False)["input_ids"]
+    same = next((n for n in range(len(one)) if one[-1 - n] != two[-1 - n]), len(one))
+    return min(same, max(len(one) - len(plain), 0))
 
 
 def continuation(tokenizer, prompt: str, start: list[int], choice: str) -> list[int]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..questions import Question
-from .base import Batch, Format, check_length, padded, token_ids
+from .base import Batch, Format, check_length, padded
+from .kinds import text_config
 
 
 class ClassFormat(Format):
@@ -22,7 +23,7 @@ class ClassFormat(Format):
                     f"The choices {', '.join(q.choices)} and {', '.join(questions[0].choices)} differ: a classifier "
                     "needs the same for all questions, so use format='text' or 'letter'."
                 )
-        rows = [token_ids(tokenizer, q.stem) for q in questions]
+        rows = [tokenizer(q.stem)["input_ids"] for q in questions]  # with all special tokens, as it was pretrained
         for q, row in zip(questions, rows):
             check_length(q, len(row), limit)
         input_ids, mask = padded(rows, tokenizer.pad_token_id or 0, left=False)  # [B, L]
@@ -31,11 +32,19 @@ class ClassFormat(Format):
 
     def logits(self, model: nn.Module, batch: Batch, copies: int) -> Tensor:
         input_ids, mask = (batch[name].repeat(copies, 1) for name in ("input_ids", "attention_mask"))
+        pad = text_config(model).pad_token_id
+        if pad is not None:  # by this a classifier on a decoder knows a row's last token
+            input_ids = input_ids.masked_fill(mask == 0, pad)
+        elif not mask.all():
+            raise ValueError(
+                "The model has no pad token: set model.config.pad_token_id, and the tokenizer's pad_token."
+            )
         logits = model(input_ids=input_ids, attention_mask=mask).logits.float()  # [R · B, labels]
         wanted = batch["classes"].shape[-1]
         if logits.shape[-1] != wanted:
             raise ValueError(f"The classifier has {logits.shape[-1]} labels and the questions have {wanted} choices.")
         return logits.view(copies, -1, wanted)
 
-    def tokens(self, batch: Batch) -> list[tuple[int, slice]]:
-        return [(b, slice(0, length)) for b, length in enumerate(batch["attention_mask"].sum(1).tolist())]
+    def tokens(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        mask = batch["attention_mask"]
+        return [(torch.full_like(own, b), own) for b, own in enumerate(row.nonzero().flatten() for row in mask)]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..questions import Question
 from .base import Batch, Format, check_length, continuation, padded, token_ids
+from .kinds import accepted, known_exact
 
 
 class LetterFormat(Format):
@@ -30,19 +31,27 @@ class LetterFormat(Format):
 
     def logits(self, model: nn.Module, batch: Batch, copies: int) -> Tensor:
         input_ids, mask, tokens = (batch[k].repeat(copies, 1) for k in ("input_ids", "attention_mask", "answer_tokens"))
-        out = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            logits_to_keep=1,  # the output layer at the last position only
-            use_cache=False,
-        )
-        logits = out.logits[:, -1].float().gather(-1, tokens.clamp(min=0))  # [R · B, C]
+        if known_exact(model):
+            out = model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                logits_to_keep=1,  # the output layer at the last position only
+                use_cache=False,
+            )
+            last = out.logits[:, -1]
+        else:  # padding on the right, which no token of a causal model can see
+            order = mask.argsort(dim=-1, descending=True, stable=True)
+            rows, mask = input_ids.gather(-1, order), mask.gather(-1, order)
+            out = model(input_ids=rows, attention_mask=mask, **accepted(model, use_cache=False))
+            last = out.logits[torch.arange(len(rows), device=rows.device), mask.sum(-1) - 1]
+        logits = last.float().gather(-1, tokens.clamp(min=0))  # [R · B, C]
         return logits.masked_fill(tokens < 0, -torch.inf).view(copies, -1, tokens.shape[-1])
 
-    def tokens(self, batch: Batch) -> list[tuple[int, slice]]:
-        padding = (batch["attention_mask"] == 0).sum(1).tolist()
-        return [(b, slice(start, None)) for b, start in enumerate(padding)]
+    def tokens(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        mask = batch["attention_mask"]
+        mask = mask if known_exact(model) else mask.sort(dim=-1, descending=True).values
+        return [(torch.full_like(own, b), own) for b, own in enumerate(row.nonzero().flatten() for row in mask)]
 
 
 def answer_token(tokenizer, prompt: str, word: str) -> int:

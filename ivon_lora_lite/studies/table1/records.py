@@ -45,7 +45,7 @@ class Record:
 def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
     """Compute a cell and write its folder, all or nothing."""
     folder, method = cell.folder(context.out), METHODS[cell.method]
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, last=METRICS_FILE) as temporary:
         started = time.perf_counter()
         made = method.make(context.bench(cell, temporary))
         seconds = {**made.seconds, "all": time.perf_counter() - started}

@@ -5,12 +5,10 @@ independent. An ensemble stands on the AdamW runs of all seeds, so ensembles com
 """
 
 import os
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -98,7 +96,6 @@ def run_table(
         raise ValueError(f"jobs is {jobs}; expected at least 1.")
     chains = plan(tasks, methods, seeds)
     _check_bases(out, chains)
-    _remove_leftovers(out)
     everything = [cell for chain in chains for cell in chain]
     for task in dict.fromkeys(tasks):
         context = Context(out, task, settings, hub)
@@ -197,13 +194,3 @@ def _check_settings(context: Context, cell: Cell) -> None:
                 f"{record.folder} was made with {name}={record.config.get(name)}, and now {name}={value} is asked for: "
                 "choose another --out, or the same settings."
             )
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Unfinished folders of processes of this machine that are no more."""
-    for folder in out.glob("*/*/.seed*.tmp"):
-        with suppress(ValueError, PermissionError):
-            try:
-                os.kill(int(folder.name.split(".")[-2]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder, ignore_errors=True)
