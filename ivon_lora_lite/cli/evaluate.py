@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import HUB, count, positive
+from .options import HUB, bins_option, count, positive
 
 
 def add(commands) -> None:
@@ -16,6 +16,7 @@ def add(commands) -> None:
     p.add_argument("--tau", type=float, default=1.0, help="scale of the posterior variance (default: 1)")
     p.add_argument("--seed", type=int, default=0, help="of the draws")
     p.add_argument("--save", type=Path, help="write the logits [S, N, C] to this file")
+    bins_option(p)
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     p.set_defaults(function=run)
 
@@ -31,6 +32,6 @@ def run(args: argparse.Namespace) -> None:
     questions = task.test[: args.test_size]
     predictions = predict(run, questions, samples=samples, tau=args.tau, seed=args.seed, progress=not args.quiet)
     how = f"{samples} draws, τ = {args.tau:g}" if samples else "at the mean" if run.posterior else "one point"
-    print(f"{task.name}, {how}: {score(predictions)}")
+    print(f"{task.name}, {how}: {score(predictions, bins=args.bins)}")
     if args.save:
         print(f"Logits {tuple(predictions.logits.shape)} are in {predictions.save(args.save)}")

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..files import reserved, write_or_keep
-from .options import count, data_options, model_options, positive, training_options
+from .options import bins_option, count, data_options, model_options, positive, training_options
 
 
 def add(commands) -> None:
@@ -35,6 +35,8 @@ def add(commands) -> None:
     p.add_argument("--checkpoint-every", type=count, help="steps (default: as --eval-every)")
     p.add_argument("--checkpoints", type=Path, help="folder to continue from (default: beside the folder of --out)")
     p.add_argument("--samples", type=count, default=10, help="draws for the evaluation with IVON (default: 10)")
+    bins_option(p)
+    p.add_argument("--targets", nargs="+", metavar="NAME", help="layers that LoRA goes on (default: query and value)")
     p.add_argument("--out", type=Path, help="folder for adapter and posterior (default: outputs/TASK-OPTIMIZER)")
     p.set_defaults(function=run)
 
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if args.suggest and (args.optimizer != "ivon" or args.ess is not None):
         raise ValueError("--suggest chooses IVON's λ: leave it, or --ess and --optimizer, out.")
     hyperparameters(args.optimizer, args.preset, args.task)  # refuse an unknown one before anything is loaded
-    gates, lora = _gates(args), LoraSettings(r=args.rank)
+    gates, lora = _gates(args), LoraSettings(r=args.rank, targets=tuple(args.targets) if args.targets else None)
     check_model(args.model, quantize=args.quantize, dtype=args.dtype, lora=lora)
     out = check_free(args.out or Path("outputs") / f"{args.task}-{args.optimizer}")
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` started
@@ -130,10 +132,10 @@ def _report(args: argparse.Namespace, finished, task) -> None:
             print(f"validation at step {record['step']}: {shown}")
     questions = task.test[: args.test_size]
     title = "IVON@mean" if args.optimizer == "ivon" else "AdamW"
-    print(f"{title}: {score(predict(finished, questions, progress=not args.quiet))}", flush=True)
+    print(f"{title}: {score(predict(finished, questions, progress=not args.quiet), bins=args.bins)}", flush=True)
     if args.optimizer == "ivon" and args.samples:
         draws = predict(finished, questions, samples=args.samples, progress=not args.quiet)
-        print(f"IVON, {args.samples} draws: {score(draws)}")
+        print(f"IVON, {args.samples} draws: {score(draws, bins=args.bins)}")
     if finished.gates is not None:
         from ..gates import summary
 

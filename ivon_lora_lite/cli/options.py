@@ -5,6 +5,10 @@ import argparse
 HUB = "folder laid out like the Hub to read datasets from (default: $IVON_LORA_HUB)"
 
 
+def bins_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--bins", type=positive, default=10, help="of ECE (default: 10)")
+
+
 def data_options() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--task", help="one of those that `tasks` lists (default: everyday)", default="everyday")

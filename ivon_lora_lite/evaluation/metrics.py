@@ -15,16 +15,17 @@ METRICS = ("acc", "ece", "nll", "brier")
 BINS = 10  # equal-width bins of the reported ECE
 
 
-def all_metrics(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def all_metrics(probs: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Tensor]:
     """Accuracy, ECE, NLL and Brier score in double precision: name → ``[...]``.
 
     Args:
         probs: ``[..., N, C]`` probabilities.
         labels: ``[N]`` indices of the right choices.
+        bins: of ECE.
     """
     probs = probs.double()
-    functions = {"acc": accuracy, "ece": ece, "nll": nll, "brier": brier}
-    return {name: functions[name](probs, labels) for name in METRICS}
+    values = accuracy(probs, labels), ece(probs, labels, bins), nll(probs, labels), brier(probs, labels)
+    return dict(zip(METRICS, values))
 
 
 def accuracy(probs: Tensor, labels: Tensor) -> Tensor:
@@ -92,6 +93,41 @@ def ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
     return torch.where(table.weight > 0, table.weight * gap, 0.0).sum(-1)  # an empty bin weighs nothing
 
 
+def adaptive_ece(probs: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
+    """The same over bins that hold equally many questions each (Nguyen & O'Connor 2015): no bin is nearly empty.
+
+    Args and return as of :func:`ece`; the questions are put in order of their top probability.
+    """
+    _check(probs, labels)
+    if not 1 <= bins <= labels.numel():
+        raise ValueError(f"bins is {bins}; expected 1 to the number of questions, {labels.numel()}.")
+    confidence, guess = probs.max(-1)  # [..., N]
+    order = confidence.argsort(dim=-1, stable=True)
+    gap = ((guess == labels).to(probs.dtype) - confidence).gather(-1, order)
+    return torch.stack([part.sum(-1).abs() for part in gap.tensor_split(bins, -1)]).sum(0) / labels.numel()
+
+
+def ece_floor(probs: Tensor, bins: int = BINS, *, resamples: int = 400, seed: int = 0) -> tuple[float, float]:
+    """The ECE that a perfectly calibrated model with these confidences would show on this many questions.
+
+    It is above 0 because shares of few questions scatter: differences below it say nothing. Answers are drawn from the
+    predictions themselves.
+
+    Args:
+        probs: ``[N, C]`` probabilities.
+        bins: number of bins.
+        resamples: number of times that all answers are drawn.
+        seed: of the draws.
+
+    Returns:
+        Its mean and its 95 % quantile.
+    """
+    confidence = probs.max(-1).values.double().cpu()  # [N]
+    uniform = torch.rand(resamples, len(confidence), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = _binned_gap(confidence, ((uniform < confidence).double() - confidence) / len(confidence), bins)
+    return float(found.mean()), float(found.quantile(0.95))
+
+
 @dataclass(frozen=True)
 class Reliability:
     """What a reliability diagram draws. All tensors are ``[..., bins]``; empty bins hold NaN and weight 0.
@@ -156,13 +192,14 @@ def mutual_information(probs: Tensor) -> Tensor:
 
 
 def bootstrap_intervals(
-    probs: Tensor, labels: Tensor, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+    probs: Tensor, labels: Tensor, *, level: float = 0.95, resamples: int = 1000, seed: int = 0, bins: int = BINS
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of the four metrics over questions.
 
     They state how the metrics would vary with another test set of the same size; the variation with the training seed
-    comes on top. ECE is biased upwards by resampling, so its interval is recentred on the estimate (basic bootstrap
-    would go negative): read it as a width.
+    comes on top. Resampling raises ECE by a bias b, as sampling did before, so its interval is corrected: the upper end
+    is lowered by b, the lower end by 2b, and it is 0 where the ECE is within the floor's 95 % (:func:`ece_floor`). A
+    test simulates how often that interval holds the true value.
 
     Args:
         probs: ``[N, C]`` probabilities.
@@ -170,6 +207,7 @@ def bootstrap_intervals(
         level: coverage of the interval.
         resamples: number of bootstrap resamples.
         seed: of the resampling.
+        bins: of ECE.
 
     Returns:
         ``{"acc": (low, high), "ece": …, "nll": …, "brier": …}``.
@@ -186,16 +224,21 @@ def bootstrap_intervals(
     right = (guess == labels).double()
     of_label = _of_label(probs, labels)
     per_question = torch.stack([right, -_log(of_label), probs.square().sum(-1) - 2 * of_label + 1])  # [3, N]
-    acc, loss, score = weight @ per_question[0], weight @ per_question[1], weight @ per_question[2]  # [R]
-    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
-    bins = (torch.bucketize(confidence, edges) - 1).clamp(0, BINS - 1)
-    # Σ_b |Σ_{i in b} w_i (right_i − confidence_i)|: the same ECE, with the resample's weights
-    gap = torch.zeros(resamples, BINS, dtype=torch.float64).index_add(1, bins, weight * (right - confidence))
-    error = gap.abs().sum(-1)
-    error = error - error.median() + ece(probs, labels)
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    samples = {"acc": acc, "ece": error.clamp(min=0), "nll": loss, "brier": score}
-    return {name: tuple(torch.quantile(values, tails).tolist()) for name, values in samples.items()}
+    acc, loss, brier_score = (tuple(torch.quantile(weight @ row, tails).tolist()) for row in per_question)
+    found = _binned_gap(confidence, weight * (right - confidence), bins)  # [R]
+    estimate = float(ece(probs, labels, bins))
+    bias = float(found.median()) - estimate
+    low, high = torch.quantile(found, tails).tolist()
+    low = 0.0 if estimate <= ece_floor(probs, bins)[1] else max(0.0, low - 2 * bias)
+    return {"acc": acc, "ece": (low, max(low, high - bias)), "nll": loss, "brier": brier_score}
+
+
+def _binned_gap(confidence: Tensor, gap: Tensor, bins: int) -> Tensor:
+    """Σ_b |Σ_{i in b} gap_i| with the bins of :func:`ece`: ``[N]`` and ``[R, N]`` → ``[R]``."""
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    index = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
+    return torch.zeros(len(gap), bins, dtype=torch.float64).index_add(1, index, gap).abs().sum(-1)
 
 
 @lru_cache(maxsize=4)  # a slider asks for the same ones at every move

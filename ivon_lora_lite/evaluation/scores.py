@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from ..files import read_tensors, write_tensors
-from .metrics import METRICS, all_metrics, bootstrap_intervals, check_probabilities, mutual_information
+from .metrics import (
+    BINS,
+    METRICS,
+    all_metrics,
+    bootstrap_intervals,
+    check_probabilities,
+    ece_floor,
+    mutual_information,
+)
 
 
 @dataclass(frozen=True)
@@ -79,32 +87,52 @@ class Predictions:
 
 
 class Scores(dict):
-    """``{"acc": …, "ece": …, "nll": …, "brier": …}`` with ``.intervals`` (95 %) and a readable ``str``."""
+    """``{"acc": …, "ece": …, "nll": …, "brier": …}`` with ``.intervals`` (95 %) and a readable ``str``.
 
-    def __init__(self, values: dict[str, float], intervals: dict[str, tuple[float, float]], questions: int):
+    Attributes:
+        intervals: metric → (low, high); empty if they were not asked for.
+        questions: number of questions.
+        bins: of ECE.
+        floor: mean ECE of a perfectly calibrated model with the same confidences (:func:`ece_floor`), or None.
+    """
+
+    def __init__(
+        self,
+        values: dict[str, float],
+        intervals: dict[str, tuple[float, float]],
+        questions: int,
+        bins: int = BINS,
+        floor: float | None = None,
+    ):
         super().__init__(values)
-        self.intervals = intervals
-        self.questions = questions
+        self.intervals, self.questions, self.bins, self.floor = intervals, questions, bins, floor
 
     def __str__(self) -> str:
         parts = []
         for name in METRICS:
             low, high = self.intervals.get(name, (float("nan"),) * 2)
             span = f" [{low:.3f}, {high:.3f}]" if self.intervals else ""
-            parts.append(f"{name.upper()} {self[name]:.3f}{span}")
+            floor = f" (floor {self.floor:.3f})" if name == "ece" and self.floor is not None else ""
+            parts.append(f"{name.upper()} {self[name]:.3f}{span}{floor}")
         return " · ".join(parts) + f"  ({self.questions} questions)"
 
 
-def score(predictions: Predictions | Tensor, labels: Tensor | None = None, *, intervals: bool = True) -> Scores:
-    """Accuracy, ECE (10 bins), NLL and Brier score of averaged predictions, with bootstrap intervals over questions.
+def score(
+    predictions: Predictions | Tensor, labels: Tensor | None = None, *, intervals: bool = True, bins: int = BINS
+) -> Scores:
+    """Accuracy, ECE, NLL and Brier score of averaged predictions, with bootstrap intervals over questions.
 
     Args:
         predictions: :class:`Predictions`, or probabilities ``[N, C]`` with ``labels`` ``[N]``.
         labels: only with probabilities.
-        intervals: also the 95 % intervals (1,000 resamples).
+        intervals: also the 95 % intervals (1,000 resamples) and the floor of ECE.
+        bins: of ECE.
 
     Returns:
         A :class:`Scores`.
+
+    Raises:
+        ValueError: there are no labels, or what is given are no probabilities.
     """
     if isinstance(predictions, Predictions):
         probs, labels = predictions.ensemble(), predictions.labels
@@ -113,5 +141,7 @@ def score(predictions: Predictions | Tensor, labels: Tensor | None = None, *, in
     else:
         probs = predictions
     check_probabilities(probs)
-    values = {name: float(value) for name, value in all_metrics(probs, labels).items()}
-    return Scores(values, bootstrap_intervals(probs, labels) if intervals else {}, len(labels))
+    values = {name: float(value) for name, value in all_metrics(probs, labels, bins).items()}
+    if not intervals:
+        return Scores(values, {}, len(labels), bins)
+    return Scores(values, bootstrap_intervals(probs, labels, bins=bins), len(labels), bins, ece_floor(probs, bins)[0])

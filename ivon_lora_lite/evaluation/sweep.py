@@ -19,7 +19,7 @@ from ..files import read_tensors, write_tensors
 from ..language import Question
 from ..posterior import Posterior
 from .linearization import Linearized
-from .metrics import all_metrics
+from .metrics import BINS, all_metrics
 from .prediction import Batches, Trained, asked_of
 from .scores import Predictions, Scores, score
 
@@ -100,13 +100,13 @@ class TauSweep:
         facts = {**self.metadata, "samples": count, "tau": tau}
         return Predictions(self.logits[self._index(tau), :count], self.labels, facts)
 
-    def scores(self, tau: float, samples: int | None = None, *, linear: bool = False, intervals: bool = True) -> Scores:
-        """The four metrics at one τ; arguments as of :meth:`at`."""
-        return score(self.at(tau, samples, linear=linear), self.labels, intervals=intervals)
+    def scores(self, tau: float, samples: int | None = None, *, linear: bool = False, **options) -> Scores:
+        """The four metrics at one τ; arguments as of :meth:`at`, options as of :func:`score`."""
+        return score(self.at(tau, samples, linear=linear), self.labels, **options)
 
-    def curves(self, samples: int | None = None) -> dict[str, Tensor]:
+    def curves(self, samples: int | None = None, bins: int = BINS) -> dict[str, Tensor]:
         """The four metrics over the grid, name → ``[T]``."""
-        return all_metrics(self.probabilities[:, self._count(samples) - 1], self.labels)
+        return all_metrics(self.probabilities[:, self._count(samples) - 1], self.labels, bins)
 
     def linear_curves(self, taus: Sequence[float]) -> dict[str, Tensor]:
         """The four metrics of the linearised Gaussian at any τ, name → ``[len(taus)]``."""

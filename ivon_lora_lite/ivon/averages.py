@@ -9,7 +9,7 @@ class GradientAverages:
 
     def __init__(self) -> None:
         self._sums: dict[Tensor, list[Tensor]] = {}
-        self._left: dict[Tensor, tuple[Tensor, int]] = {}  # p.grad as it was left there, with its version
+        self._left: dict[Tensor, Tensor] = {}  # p.grad as it was left there
         self._count = 0
 
     def add(self, p: Tensor, grad: Tensor, estimate: Tensor) -> None:
@@ -24,7 +24,7 @@ class GradientAverages:
         self._count = count
         for p, (grad, _) in self._sums.items():
             p.grad = (grad / count).to(p.dtype)
-            self._left[p] = (p.grad, p.grad._version)
+            self._left[p] = p.grad
 
     def of(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """Averages of ĝ and of the Hessian estimate.
@@ -32,11 +32,10 @@ class GradientAverages:
         Raises:
             RuntimeError: ``p.grad`` is not what was left there.
         """
-        left, version = self._left.get(p, (None, None))
-        if p.grad is not left or p.grad._version != version:
+        grad, product = self._sums[p]
+        if p.grad is not self._left.get(p) or not torch.equal(p.grad, (grad / self._count).to(p.dtype)):
             raise RuntimeError(
                 "With mc_samples > 1 the gradients were changed after their context (clipping, GradScaler, DDP?), so "
                 "they no longer fit their Hessian estimates: change them inside the context, or use mc_samples=1."
             )
-        grad, estimate = self._sums[p]
-        return grad / self._count, estimate / self._count
+        return grad / self._count, product / self._count

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import nn
 
 from ..files import first_line
-from ..posterior import check_saveable, trainable
+from ..posterior import PREFIX, check_saveable, trainable
 
 # query and value projections; PEFT knows them for most architectures, these it lacks or splits differently
 TARGETS = {
@@ -88,9 +89,9 @@ def load_adapter(base: nn.Module, folder: str | os.PathLike) -> nn.Module:
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} holds no PEFT adapter: {file} is missing.")
     try:
+        stored, copies = _names(base, folder / "adapter_model.safetensors")
         model = peft.PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=True)
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            odd = sorted(set(file.keys()) ^ set(trainable(model)))
+        odd = sorted((stored ^ set(trainable(model))) - copies)
         if odd:  # PEFT would leave such a tensor at its start
             raise ValueError(f"{odd[0]} is in one of them only ({len(odd)} such tensors)")
         check_saveable(model)
@@ -99,3 +100,16 @@ def load_adapter(base: nn.Module, folder: str | os.PathLike) -> nn.Module:
         raise ValueError(
             f"The adapter in {folder} cannot be read or does not fit this model: {first_line(error)}"
         ) from error
+
+
+def _names(base: nn.Module, path: Path) -> tuple[set[str], set[str]]:
+    """Names of a file's tensors, and of those that are the base model's own: PEFT adds these for layers of words."""
+    params = dict(base.named_parameters())
+    copies = set()
+    with safe_open(path, "pt") as file:
+        stored = set(file.keys())
+        for name in stored:
+            own = params.get(name.removeprefix(PREFIX).replace(".base_layer", ""))
+            if own is not None and torch.equal(file.get_tensor(name).to(own), own):
+                copies.add(name)
+    return stored, copies

@@ -125,9 +125,9 @@ def _make(bench: Bench, structure: str) -> Result:
     run = laplace(bench.run, bench.task, structure, progress=bench.progress)
     seconds = {"fit": time.perf_counter() - started}
     line = linearized_laplace(run, bench.questions, progress=bench.progress)
-    facts = {"prior_precision": run.posterior.metadata["prior_precision"]}
+    facts = {"prior_precision": run.posterior.metadata["prior_precision"], "integration_error": line.error()}
     passes = 1 + 2 * line.mean.shape[1]
-    return Result(line.averaged(), run, seconds, numbers_per_weight(run.posterior, run), passes, facts)
+    return Result(line.predictions(), run, seconds, numbers_per_weight(run.posterior, run), passes, facts)
 
 
 LAPLACE_KFAC = Method(

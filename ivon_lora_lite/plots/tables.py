@@ -31,8 +31,19 @@ def table_html(rows: Mapping[str, Scores]) -> str:
     return (
         f"<style>{STYLE}</style><div class='ivon'><table><thead><tr><th></th>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table>"
-        f"<p class='note'>In brackets: 95 % bootstrap interval over questions. ECE with {BINS} bins.</p></div>"
+        f"<p class='note'>In brackets: 95 % bootstrap interval over questions. {_floor(rows)}</p></div>"
     )
+
+
+def _floor(rows: Mapping[str, Scores]) -> str:
+    """A sentence on ECE's bins and, where it is known, on its floor."""
+    bins = {scores.bins for scores in rows.values()} or {BINS}
+    floors = [scores.floor for scores in rows.values() if scores.floor is not None]
+    said = f"ECE with {min(bins)} bins"
+    if not floors:
+        return f"{said}."
+    low, high = f"{min(floors):.3f}", f"{max(floors):.3f}"
+    return f"{said}; a perfectly calibrated model would show {low if low == high else f'{low} to {high}'}."
 
 
 def cell_html(scores: Scores, name: str) -> str:
