@@ -1,6 +1,7 @@
 """Gates on a tiny language model: equal to applying the decisions, costs by hand, adapters for plain PEFT, finetune."""
 
 import json
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -284,6 +285,22 @@ def test_a_loop_of_ones_own_trains_weights_and_gates(tiny_model, batch, optimize
     assert all(torch.equal(gate.phi, phi) for gate, phi in zip(gates.gates(), frozen))
     assert [d.rank for d in gates.decisions().layers.values()] == [d.rank for d in decisions.layers.values()]
     assert gates.layers[0].a.log_scale.item() != scale
+
+
+def test_a_scaled_loss_trains_the_same_gates_and_a_nan_leaves_them_as_they_are(tiny_model, batch):
+    phis, now = [], SimpleNamespace(global_step=0, max_steps=10)
+    for scale in (1.0, 4096.0):
+        model, scaler = tiny_model(trained=True), SimpleNamespace(get_scale=lambda scale=scale: scale)
+        with GateSettings(prior=1.0, start=0.5).attach(model, seed=0) as training:
+            phi = training.gates.layers[0].a.phi
+            for factor in (1.0, torch.nan, 1.0):
+                before = phi.detach().clone()
+                loss = answer_loss(answer_logits(model, batch), batch["answers"])
+                (loss * scale * factor).backward()
+                training.on_pre_optimizer_step(None, now, None, SimpleNamespace(scaler=scaler))
+                assert torch.equal(phi, before) == (factor != 1.0)
+            phis.append(torch.cat([gate.phi.detach().flatten() for gate in training.gates.gates()]))
+    torch.testing.assert_close(*phis, rtol=1e-4, atol=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------------- finetune

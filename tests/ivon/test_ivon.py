@@ -11,6 +11,7 @@ from conftest import flat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ivon_lora_lite import IVON
 from ivon_lora_lite.ivon import lists
@@ -623,3 +624,67 @@ def test_a_resumed_optimizer_has_its_state_in_one_block_again():
     for name in ("hess", "momentum"):
         blocks = {second.state[p][name].untyped_storage().data_ptr() for p in again}
         assert len(blocks) == 1 and blocks != {first.state[w[0]][name].untyped_storage().data_ptr()}
+
+
+# -------------------------------------------------------------------------------------- loops that would be wrong
+
+
+def test_a_deep_copy_goes_on_as_the_original():
+    w, loss = problem()
+    optimizer = IVON(w, **KEEP, seed=3)
+    play(optimizer, w, loss, 3, 1)
+    other_w, other = copy.deepcopy((w, optimizer))
+    for parameters, each in ((w, optimizer), (other_w, other)):
+        for _ in range(3):
+            with each.sampled_params(train=True):
+                each.zero_grad()
+                (parameters[0].square().sum() + (parameters[1] - 1).pow(4).sum()).backward()
+            each.step()
+    assert torch.equal(flat(w), flat(other_w)) and torch.equal(hessians(optimizer), hessians(other))
+
+
+def test_a_backward_pass_after_the_context_is_refused():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.ones(2, 3)
+    optimizer = IVON(model.parameters(), **KEEP)
+
+    def loss():  # its layers are computed again in the backward pass
+        return checkpoint(model, x, use_reentrant=False).square().sum()
+
+    with optimizer.sampled_params(train=True):
+        value = loss()
+    value.backward()  # the second time they see the mean
+    with pytest.raises(RuntimeError, match="outside sampled_params"):
+        optimizer.step()
+    optimizer.zero_grad()
+    play(optimizer, list(model.parameters()), loss, 2, 1)  # and a right step works afterwards
+
+
+def test_gradients_accumulated_at_the_mean_before_a_closure_are_refused():
+    w, loss = problem()
+    optimizer = IVON(w, **KEEP)
+
+    def closure():
+        value = loss(slice(24, 48))
+        value.backward()
+        return value
+
+    loss(slice(24)).backward()  # as a framework accumulates: only the last micro-batch is in the closure
+    with pytest.raises(RuntimeError, match="accumulated before"):
+        optimizer.step(closure)
+    optimizer.zero_grad()
+    optimizer.step(closure)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_whose_dtype_changes_after_the_optimizer_was_made_trains_on(dtype):
+    model = nn.Linear(4, 2)
+    optimizer = IVON(model.parameters(), **KEEP)
+    model.to(dtype)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    for _ in range(3):
+        with optimizer.sampled_params(train=True):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+        optimizer.step()
+    assert model.weight.dtype == dtype and torch.isfinite(model.weight).all()
+    assert optimizer.variance(model.weight).isfinite().all()

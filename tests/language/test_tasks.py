@@ -213,6 +213,16 @@ def test_each_name_loads_its_own_configuration(tmp_path):
             assert all(f"{start}0" in q.prompt or f"{start}1" in q.prompt for q in load_task(name, hub=tmp_path).test)
 
 
+def test_rows_edited_in_the_folder_are_seen(tmp_path):
+    hub = tiny(tmp_path, "arc_easy")
+    assert load_task("arc_easy", hub=hub).test[0].choices[0] == "choice 0a"
+    file = hub / "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet"
+    rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache")).to_list()
+    rows[0]["choices"]["text"][0] = "another"
+    datasets.Dataset.from_list(rows).to_parquet(str(file))  # the README beside it stays as it was
+    assert load_task("arc_easy", hub=hub).test[0].choices[0] == "another"
+
+
 def test_everyday_comes_with_the_repository_and_needs_no_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("IVON_LORA_HUB", str(tmp_path))  # empty, and not asked
     task = load_task()

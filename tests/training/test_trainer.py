@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 from ivon_lora_lite import IVON, GaussianPosterior, IVONMixin, IVONTrainer, trainable
 
@@ -241,3 +247,99 @@ def test_causal_language_model_finetuning_saves_adapter_and_posterior(tmp_path, 
     assert saved.keys() == posterior.mean.keys()
     assert all(torch.equal(saved[name], posterior.mean[name]) for name in saved)
     assert json.loads((tmp_path / "end" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+# ------------------------------------------------------------------------------------------- what a head predicts
+
+
+def head(kind, n=3, **options):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=n,
+        max_position_embeddings=16, **options,
+    )  # fmt: skip
+    return kind(config)
+
+
+def drawn(model, data, tmp_path, **options):
+    """What a trainer predicts with three draws of a wide Gaussian, and the logits of each draw."""
+    posterior = GaussianPosterior(
+        {name: p.detach().clone() for name, p in trainable(model).items()},
+        {name: torch.full_like(p, 0.04) for name, p in trainable(model).items()},
+    )
+    trainer = IVONTrainer(model, arguments(tmp_path), eval_dataset=data, eval_samples=3, posterior=posterior, **options)
+    got = torch.as_tensor(trainer.predict(data).predictions)
+    each = []
+    for seed in range(3):
+        with posterior.applied(model.eval(), seed), torch.no_grad():
+            each.append(model(torch.stack([row["input_ids"] for row in data])).logits)
+    return got, torch.stack(each)
+
+
+def labelled(label):
+    return [{"input_ids": row["input_ids"], "labels": label} for row in rows(12)]
+
+
+def test_draws_of_a_regression_are_averaged_as_numbers(tmp_path):
+    got, each = drawn(head(BertForSequenceClassification, 1), labelled(torch.tensor(0.5)), tmp_path)
+    torch.testing.assert_close(got, each.mean(0), rtol=1e-4, atol=1e-5)
+    several = head(BertForSequenceClassification, 2, problem_type="regression")
+    got, each = drawn(several, labelled(torch.tensor([0.5, 2.0])), tmp_path)
+    torch.testing.assert_close(got, each.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_draws_of_many_labels_are_averaged_as_a_probability_each(tmp_path):
+    model = head(BertForSequenceClassification, problem_type="multi_label_classification")
+    got, each = drawn(model, labelled(torch.tensor([1.0, 0.0, 1.0])), tmp_path)
+    torch.testing.assert_close(got.sigmoid(), each.sigmoid().mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_whose_predictions_have_no_average_is_refused(tmp_path):
+    data = [{"input_ids": row["input_ids"], "start_positions": 1, "end_positions": 2} for row in rows(12)]
+    with pytest.raises(ValueError, match="cannot average what BertForQuestionAnswering predicts"):
+        drawn(head(BertForQuestionAnswering, 2), data, tmp_path)
+
+
+def test_evaluating_with_draws_needs_a_posterior(tmp_path):
+    trainer = IVONTrainer(classifier(), arguments(tmp_path), eval_dataset=rows(8), eval_samples=4)
+    with pytest.raises(ValueError, match="eval_samples needs a posterior"):
+        trainer.evaluate()
+
+
+def test_the_best_checkpoints_posterior_comes_back_with_its_mean(tmp_path):
+    trainer = trained(
+        tmp_path, learning_rate=3.0, max_steps=12, eval_strategy="steps", eval_steps=2, save_strategy="steps",
+        save_steps=2, load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True,
+        options=IVON_OPTIONS | {"hess_init": 1e-4, "beta2": 0.9},
+    )  # fmt: skip
+    best = GaussianPosterior.load(trainer.state.best_model_checkpoint)
+    last = GaussianPosterior.from_optimizer(trainer.ivon_optimizer, trainer.model)
+    assert trainer.state.best_model_checkpoint != str(tmp_path / "checkpoint-12")  # the worst is "best" here
+    now = trainer.posterior()
+    for name, p in trainable(trainer.model).items():
+        assert torch.equal(now.mean[name], p.detach()) and torch.equal(now.mean[name], best.mean[name])
+        assert torch.equal(now.variance[name], best.variance[name])
+    assert any(not torch.equal(now.variance[name], last.variance[name]) for name in now.variance)
+    trainer.save_model(str(tmp_path / "out"))
+    assert GaussianPosterior.load(tmp_path / "out").metadata["step"] == best.metadata["step"] < 12
+
+
+def test_several_draws_per_step_each_meet_their_own_gradient(tmp_path):
+    trainer = trained(tmp_path, options=IVON_OPTIONS | {"mc_samples": 3}, max_steps=4)
+    assert trainer.ivon_optimizer.state[next(trainer.model.parameters())]["step"] == 4
+    for wrong in ({"gradient_accumulation_steps": 2}, {"max_grad_norm": 1.0}):
+        with pytest.raises(ValueError, match="mc_samples=3 needs"):
+            trained(tmp_path, options=IVON_OPTIONS | {"mc_samples": 3}, **wrong)
+
+
+def test_sharded_parameters_are_refused_before_training(tmp_path):
+    class Sharded(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.is_fsdp_enabled = True
+
+    class ShardedIVON(IVONMixin, Sharded):
+        pass
+
+    with pytest.raises(ValueError, match="DDP instead of DeepSpeed or FSDP"):
+        ShardedIVON(classifier(), arguments(tmp_path), train_dataset=rows(), ivon=IVON_OPTIONS)

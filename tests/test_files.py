@@ -1,0 +1,119 @@
+"""Folders that are written whole or not at all, whose they are while it lasts, and results that are not lost."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ivon_lora_lite.files import LOCK, reserved, whole_folder, write_or_keep
+
+ROOT = os.geteuid() == 0 if hasattr(os, "geteuid") else False
+
+
+def write(folder, *names, text="new"):
+    with whole_folder(folder, last=names[-1]) as stage:
+        for name in names:
+            (stage / name).parent.mkdir(exist_ok=True)
+            (stage / name).write_text(text)
+
+
+def texts(folder):
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def gone():
+    """The number of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_the_working_folder_and_a_link_are_written_to_and_stay_what_they_are(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    write(tmp_path / "link", "a", "b")
+    assert (tmp_path / "link").is_symlink() and texts(tmp_path / "real") == {"a": "new", "b": "new"}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write(".", "sub/a", "b")
+    assert texts(tmp_path / "here") == {"b": "new", "sub/a": "new"}
+
+
+def test_a_failure_at_any_moment_leaves_the_former_files(tmp_path, monkeypatch):
+    folder, plain = tmp_path / "run", os.replace
+    write(folder, "a", "b", "facts", text="former")
+    for moment in range(6):  # three moves aside and three into place
+        moves = itertools.count()
+
+        def fails(source, target, moves=moves, moment=moment):
+            if next(moves) == moment:
+                raise KeyboardInterrupt
+            plain(source, target)
+
+        monkeypatch.setattr(os, "replace", lambda *paths, fails=fails: fails(*paths))
+        with pytest.raises(KeyboardInterrupt):
+            write(folder, "a", "c", "facts")
+        monkeypatch.setattr(os, "replace", plain)
+        assert texts(folder) == {"a": "former", "b": "former", "facts": "former"}, moment
+    write(folder, "a", "c", "facts")
+    assert texts(folder) == {"a": "new", "c": "new", "facts": "new"}
+
+
+def test_a_failure_leaves_no_folder_that_was_not_there(tmp_path):
+    with pytest.raises(ValueError), whole_folder(tmp_path / "deep" / "er", last="a") as stage:
+        (stage / "a").write_text("half")
+        raise ValueError
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_reserved_folder_is_one_processs_until_it_ends(tmp_path):
+    with reserved(tmp_path / "run"):
+        other = "import sys; from ivon_lora_lite.files import reserved; reserved(sys.argv[1]).__enter__()"
+        done = subprocess.run([sys.executable, "-c", other, tmp_path / "run"], capture_output=True, text=True)
+        assert "FileExistsError" in done.stderr and f"process {os.getpid()}" in done.stderr
+        write(tmp_path / "run", "a")  # the lock stays while its own process writes
+        assert (tmp_path / "run" / LOCK).exists()
+    assert texts(tmp_path / "run") == {"a": "new"}
+    with reserved(tmp_path / "empty"):
+        pass
+    assert not (tmp_path / "empty").exists()
+
+
+def test_the_lock_of_a_process_that_was_killed_is_no_obstacle(tmp_path):
+    (tmp_path / LOCK).write_text(f'{{"pid": {gone()}, "host": null}}')
+    with reserved(tmp_path):
+        pass
+    (tmp_path / LOCK).write_text("")  # killed while it wrote
+    with reserved(tmp_path):
+        pass
+
+
+def test_what_cannot_be_written_is_said_at_once(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError), reserved(folder):
+            raise AssertionError("not reached")
+    assert texts(tmp_path) == {"file": "mine"}
+
+
+@pytest.mark.skipif(ROOT, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="choose another"), reserved(tmp_path / "run"):
+        raise AssertionError("not reached")
+
+
+def test_a_result_that_cannot_be_written_is_kept_elsewhere_and_the_place_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def full(folder):
+        if folder == tmp_path / "run":
+            raise OSError(28, "No space left on device")
+        (folder / "result").write_text("an hour of training")
+
+    with pytest.raises(OSError, match="No space left") as refused:
+        write_or_keep(full, tmp_path / "run")
+    place = next(tmp_path.glob("run-*"))
+    assert str(place) in str(refused.value) and texts(place) == {"result": "an hour of training"}
