@@ -131,6 +131,14 @@ def test_several_active_adapters_and_weights_that_would_be_lost_are_refused(base
         finetune(plain, task, **OPTIONS)
 
 
+def test_an_adapter_of_another_kind_is_refused(base, task):
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = peft.get_peft_model(model, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    model.tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    with pytest.raises(ValueError, match="of the kind PREFIX_TUNING: only LoRA"):
+        finetune(model, task, **OPTIONS)
+
+
 def test_a_model_whose_adapter_acts_otherwise_is_refused_for_a_run(base, task, tmp_path):
     finetune(own(base), task, **OPTIONS).save(tmp_path / "run")
     with pytest.raises(ValueError, match="lora_alpha=12"):
