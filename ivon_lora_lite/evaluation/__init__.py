@@ -8,7 +8,7 @@
 
 from .comparison import mean_and_error, paired_differences
 from .jacobians import Factors, jacobian, visit_gradients
-from .linearization import Linearized, linearized
+from .linearization import Linearized, linearized, linearized_together
 from .metrics import (
     BINS,
     METRICS,

@@ -110,17 +110,26 @@ def linearized(
     asked = asked_of(source, posterior, format)
     if asked.posterior is None:
         raise ValueError("There is no posterior to linearise around: finetune with optimizer='ivon'.")
+    options = {"format": asked.format, "batch_size": batch_size, "progress": progress}
+    return linearized_together(asked.model, [asked.posterior], questions, **options)[0]
+
+
+def linearized_together(
+    model: nn.Module, posteriors: Sequence[Posterior], questions: Sequence[Question], *, format: str, **options
+) -> list[Linearized]:
+    """The same for several posteriors that have one mean, in one pass; arguments as of :func:`linearized`."""
     if not questions:
         raise ValueError("There are no questions to linearise at.")
     width = max(len(q.choices) for q in questions)
     mean = torch.full((len(questions), width), -torch.inf)
-    covariance = torch.zeros(len(questions), width, width)
+    covariances = torch.zeros(len(posteriors), len(questions), width, width)
 
     def add(index: int, f: Tensor, factors: Factors) -> None:
-        c = len(f)
+        c, j = len(f), jacobian(factors)
         mean[index, :c] = f.cpu()
-        covariance[index, :c, :c] = asked.posterior.covariance(jacobian(factors)).cpu()
+        for covariance, posterior in zip(covariances, posteriors):
+            covariance[index, :c, :c] = posterior.covariance(j).cpu()
 
-    options = {"format": asked.format, "batch_size": batch_size, "progress": progress}
-    visit_gradients(asked.model, asked.posterior.mean, questions, add, **options)
-    return Linearized(mean, covariance, torch.tensor([q.answer for q in questions]), {"format": asked.format})
+    visit_gradients(model, posteriors[0].mean, questions, add, format=format, **options)
+    labels = torch.tensor([q.answer for q in questions])
+    return [Linearized(mean, covariance, labels, {"format": format}) for covariance in covariances]

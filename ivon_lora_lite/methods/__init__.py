@@ -21,7 +21,14 @@ from .deep_ensemble import ENSEMBLE, ensemble
 from .dropout import MC_DROPOUT, mc_dropout
 from .ivon import IVON_DRAWS, IVON_MEAN
 from .keep_best import KeepBest
-from .laplace_approximation import LAPLACE_DIAG, LAPLACE_KFAC, laplace, linearized_laplace, prior_precision
+from .laplace_approximation import (
+    LAPLACE_DIAG,
+    LAPLACE_KFAC,
+    LAPLACE_VALIDATION,
+    laplace,
+    linearized_laplace,
+    prior_precision,
+)
 from .temperature_scaling import TEMPERATURE, temperature
 from .weight_averaging import SWA, SWAG, WeightCollector, swa, swag
 
@@ -29,6 +36,7 @@ from .weight_averaging import SWA, SWAG, WeightCollector, swa, swag
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, SWA, SWAG, TEMPERATURE, ENSEMBLE, IVON_MEAN, IVON_DRAWS,
+        ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, LAPLACE_VALIDATION, SWA, SWAG, TEMPERATURE, ENSEMBLE,
+        IVON_MEAN, IVON_DRAWS,
     )
 }  # fmt: skip

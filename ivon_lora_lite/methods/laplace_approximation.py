@@ -8,14 +8,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..evaluation import Linearized, linearized
+from ..evaluation import Linearized, linearized, linearized_together, nll
 from ..language import Question, Task
-from ..posterior import GaussianPosterior, KroneckerPosterior
+from ..posterior import GaussianPosterior, KroneckerPosterior, read_weights, reset_lora, restored, trainable
 from ..training import Run
 from .base import Bench, Method, Result, numbers_per_weight
 from .curvature import diagonal_ggn, kronecker_ggn
 
 STRUCTURES = ("kfac", "diag")
+CENTRES, CHOSEN_BY = ("zero", "start"), ("evidence", "validation")
+PRECISIONS = [10 ** (k / 2) for k in range(13)]  # among which validation chooses: prior sd of 1 down to 0.001
 STARTS = torch.logspace(-6, 12, 37, dtype=torch.float64)  # Adam's 100 steps of 0.1 cross a factor of e¹⁰ at most
 
 
@@ -24,19 +26,25 @@ def laplace(
     task: Task | Sequence[Question],
     structure: str = "kfac",
     *,
+    centre: str = "zero",
+    precision: str = "evidence",
     batch_size: int = 8,
     progress: bool = False,
 ) -> Run:
     """Put a Gaussian N(θ*, (H + p I)⁻¹) around a run's weights θ* (MacKay 1992; for LoRA: Yang et al. 2024).
 
-    H is the generalised Gauss-Newton matrix of the C-way answer head over the training questions, and p the prior
-    precision that maximises the evidence (:func:`prior_precision`). Predict with :func:`linearized_laplace`: H is the
-    curvature of the *linearised* model, and draws put into the real one (:func:`predict` does that) often do worse.
+    H is the generalised Gauss-Newton matrix of the C-way answer head over the training questions, and p the precision
+    of the prior N(θ₀, I/p). Predict with :func:`linearized_laplace`: H is the curvature of the *linearised* model, and
+    draws put into the real one (:func:`predict` does that) often do worse.
 
     Args:
         run: a finished AdamW run.
         task: its task, or its training questions. Of a task, those that the run was trained on.
         structure: of H: ``"diag"``, its diagonal; ``"kfac"``, Kronecker factors per LoRA factor.
+        centre: the prior's mean θ₀: ``"zero"``, or ``"start"``, LoRA's weights before training. It matters for the
+            evidence alone, and there it does: most of ‖θ*‖² is the random A that training started from.
+        precision: what chooses p: ``"evidence"`` (:func:`prior_precision`), or ``"validation"``, the NLL of the
+            linearised predictions on the task's validation questions, among ``PRECISIONS``.
         batch_size: questions per forward pass.
         progress: show a progress bar.
 
@@ -44,27 +52,55 @@ def laplace(
         The run with a :class:`GaussianPosterior` (diag) or a :class:`KroneckerPosterior`.
 
     Raises:
-        ValueError: unknown structure; no questions; something else than LoRA's A and B is trainable.
+        ValueError: an unknown option; no questions; something else than LoRA's A and B is trainable.
     """
-    if structure not in STRUCTURES:
-        raise ValueError(f"There is no structure {structure!r}. Known structures: {', '.join(STRUCTURES)}.")
+    for name, value, known in (
+        ("structure", structure, STRUCTURES),
+        ("centre", centre, CENTRES),
+        ("precision", precision, CHOSEN_BY),
+    ):
+        if value not in known:
+            raise ValueError(f"There is no {name} {value!r}. Known: {', '.join(known)}.")
+    if precision == "validation" and not isinstance(task, Task):
+        raise ValueError("precision='validation' needs a task with validation questions.")
     questions = task.train[: run.config["train_size"]] if isinstance(task, Task) else task
     options = {"format": run.config["format"], "batch_size": batch_size, "progress": progress}
-    norm = sum(float(w.double().square().sum()) for w in run.weights.values())
-    facts = {"method": f"laplace_{structure}", "questions": len(questions), "task": run.config["task"]}
+    eigenvalues, made = _curvature(run, questions, structure, options)
+    start = _start(run) if centre == "start" else {}
+    norm = sum(float((w.double() - start.get(n, torch.zeros(())).to(w)).square().sum()) for n, w in run.weights.items())
+    p, effective = prior_precision(eigenvalues, norm)
+    if precision == "validation":
+        lines = linearized_together(run.model, [made(p, {}) for p in PRECISIONS], task.validation, **options)
+        losses = [float(nll(line.probabilities(), line.labels)) for line in lines]
+        p = PRECISIONS[losses.index(min(losses))]
+        effective = sum(float((h / (h + p)).sum()) for h in eigenvalues.values())
+    method = f"laplace_{structure}" + "_validation" * (precision == "validation")
+    facts = {"method": method, "questions": len(questions), "task": run.config["task"], "prior_mean": centre}
+    posterior = made(p, facts | {"effective_parameters": effective})
+    return replace(run, posterior=posterior, config={**run.config, "method": method})
+
+
+def _curvature(run: Run, questions: Sequence[Question], structure: str, options: dict):
+    """Eigenvalues of H, name → tensor, and what makes a posterior of a prior precision p and facts."""
     if structure == "diag":
         h = {name: t.cpu() for name, t in diagonal_ggn(run.model, run.weights, questions, **options).items()}
-        precision, effective = prior_precision(h, norm)
-        facts |= {"prior_precision": precision, "effective_parameters": effective}
-        variance = {name: 1 / (t + precision) for name, t in h.items()}
-        posterior = GaussianPosterior(dict(run.weights), variance, facts)
-    else:
-        factors = kronecker_ggn(run.model, run.weights, questions, **options)
-        posterior = KroneckerPosterior.from_factors(dict(run.weights), factors, 1.0, **facts)
-        precision, effective = prior_precision({name: posterior.eigenvalues(name) for name in factors}, norm)
-        facts |= {"prior_precision": precision, "effective_parameters": effective}
-        posterior = replace(posterior, metadata=facts)
-    return replace(run, posterior=posterior, config={**run.config, "method": facts["method"]})
+
+        def diagonal(p: float, facts: dict) -> GaussianPosterior:
+            variance = {name: 1 / (t + p) for name, t in h.items()}
+            return GaussianPosterior(dict(run.weights), variance, {**facts, "prior_precision": p})
+
+        return h, diagonal
+    factors = kronecker_ggn(run.model, run.weights, questions, **options)
+    base = KroneckerPosterior.from_factors(dict(run.weights), factors, 1.0)
+    eigenvalues = {name: base.eigenvalues(name) for name in factors}
+    return eigenvalues, lambda p, facts: replace(base, metadata={**facts, "prior_precision": p})
+
+
+def _start(run: Run) -> dict[str, Tensor]:
+    """LoRA's weights before training."""
+    with restored(trainable(run.model).values()):
+        reset_lora(run.model, run.config["seed"])
+        return read_weights(run.model)
 
 
 def prior_precision(eigenvalues: Mapping[str, Tensor], square_norm: float) -> tuple[float, float]:
@@ -120,9 +156,9 @@ def linearized_laplace(
     return replace(line, metadata={**line.metadata, "method": run.config.get("method", "laplace")})
 
 
-def _make(bench: Bench, structure: str) -> Result:
-    started = time.perf_counter()
-    run = laplace(bench.run, bench.task, structure, progress=bench.progress)
+def _make(bench: Bench, structure: str, precision: str = "evidence") -> Result:
+    started, task = time.perf_counter(), replace(bench.task, validation=bench.validation)
+    run = laplace(bench.run, task, structure, precision=precision, progress=bench.progress)
     seconds = {"fit": time.perf_counter() - started}
     line = linearized_laplace(run, bench.questions, progress=bench.progress)
     facts = {"prior_precision": run.posterior.metadata["prior_precision"], "integration_error": line.error()}
@@ -142,5 +178,12 @@ LAPLACE_DIAG = Method(
     "+ Laplace (diag)",
     "Laplace, diagonal: the same from the diagonal of the curvature",
     lambda bench: _make(bench, "diag"),
+    stands_on="adamw",
+)
+LAPLACE_VALIDATION = Method(
+    "laplace_kfac_validation",
+    "+ Laplace (KFAC, p on validation)",
+    "Laplace, KFAC, with the prior precision p that has the smallest NLL on validation questions",
+    lambda bench: _make(bench, "kfac", "validation"),
     stands_on="adamw",
 )

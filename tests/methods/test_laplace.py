@@ -30,7 +30,8 @@ from ivon_lora_lite import (
 from ivon_lora_lite.language.formats import TextFormat
 from ivon_lora_lite.methods import prior_precision
 from ivon_lora_lite.methods.curvature import diagonal_ggn, kronecker_ggn
-from ivon_lora_lite.posterior import applied_weights
+from ivon_lora_lite.methods.laplace_approximation import PRECISIONS
+from ivon_lora_lite.posterior import applied_weights, read_weights, reset_lora, restored
 
 FORMATS = ("text", "letter")
 STRUCTURES = ("kfac", "diag")
@@ -356,9 +357,47 @@ def test_a_laplace_run_is_scored_swept_and_saved_like_any_other(model, weights, 
     assert torch.equal(again.logits, sweep.logits[1])
 
 
+def test_a_prior_around_the_start_counts_what_training_moved(model, weights, questions):
+    with restored(trainable(model).values()):
+        reset_lora(model, 1)  # the seed of the run
+        start = read_weights(model)
+    moved = {name: w + 0.01 for name, w in start.items()}
+    before = {name: p.detach().clone() for name, p in trainable(model).items()}
+    zero, around = (laplace(run_of(model, moved), questions, centre=c).posterior for c in ("zero", "start"))
+    assert all(torch.equal(p, before[name]) for name, p in trainable(model).items())
+    for posterior, centre in ((zero, {n: 0 * w for n, w in start.items()}), (around, start)):
+        norm = sum(float((w - centre[name]).double().square().sum()) for name, w in moved.items())
+        p, _ = prior_precision({name: posterior.eigenvalues(name) for name in moved}, norm)
+        assert posterior.precision == pytest.approx(p, rel=1e-3)
+    assert around.precision > 5 * zero.precision and around.metadata["prior_mean"] == "start"
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_validation_chooses_the_precision_of_the_smallest_loss(model, weights, questions, structure):
+    task = Task("tiny", questions[:6], questions[6:], questions[6:])
+    run = laplace(run_of(model, weights), task, structure, precision="validation")
+    chosen = run.posterior.metadata["prior_precision"]
+    losses = {}
+    for p in PRECISIONS:
+        if structure == "diag":
+            q = run.posterior.metadata["prior_precision"]
+            variance = {name: 1 / (1 / v - q + p) for name, v in run.posterior.variance.items()}
+            posterior = replace(run.posterior, variance=variance)
+        else:
+            posterior = replace(run.posterior, metadata={**run.posterior.metadata, "prior_precision": p})
+        line = linearized_laplace(replace(run, posterior=posterior), task.validation)
+        losses[p] = score(line.predictions(), intervals=False)["nll"]
+    assert losses[chosen] == pytest.approx(min(losses.values()), rel=1e-4)
+    assert run.config["method"] == f"laplace_{structure}_validation"
+
+
 def test_wrong_use_is_named(model, weights, questions):
     with pytest.raises(ValueError, match="no structure 'full'"):
         laplace(run_of(model, weights), questions, "full")
+    with pytest.raises(ValueError, match="no centre 'mean'"):
+        laplace(run_of(model, weights), questions, centre="mean")
+    with pytest.raises(ValueError, match="needs a task"):
+        laplace(run_of(model, weights), questions, precision="validation")
     with pytest.raises(ValueError, match="no questions"):
         laplace(run_of(model, weights), [])
     with pytest.raises(ValueError, match="no Laplace posterior"):

@@ -90,10 +90,12 @@ def test_what_the_readme_says_of_the_recorded_table_is_what_it_says():
     from ivon_lora_lite.studies import load_records
 
     table = Table.from_records(load_records(RUNS / "table1"))
-    assert set(table.tasks) == {"everyday", "arc_easy", "openbookqa"} and table.methods == list(METHODS)
+    later = {"laplace_kfac_validation"}  # added after the recording, as the text says
+    assert set(table.tasks) == {"everyday", "arc_easy", "openbookqa"}
+    assert table.methods == [m for m in METHODS if m not in later]
 
     def value(metric, task):
-        return {m: table.entries[metric, m, task].mean for m in METHODS}
+        return {m: table.entries[metric, m, task].mean for m in table.methods}
 
     acc, ece, nll, brier = (value(metric, "average") for metric in ("acc", "ece", "nll", "brier"))
     assert max(acc, key=acc.get) == "ivon@mean" and acc["ivon"] < acc["adamw"]
