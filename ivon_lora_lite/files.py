@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,13 +26,23 @@ PACKAGES = ("torch", "transformers", "peft", "ivon-lora-lite")
 
 
 @contextmanager
+def _writing() -> Iterator[None]:
+    """What cannot be written is an ``OSError``: safetensors has an error of its own for a full disk."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+@contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside ``path``; on success it takes the place of ``path``, on failure it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        with _writing():
+            yield temporary
         os.replace(temporary, path)
     finally:
         with suppress(FileNotFoundError):
@@ -55,7 +67,8 @@ def whole_folder(folder: str | os.PathLike, last: str) -> Iterator[Path]:
     shutil.rmtree(stage, ignore_errors=True)
     try:
         stage.mkdir()
-        yield stage
+        with _writing():
+            yield stage
         former = [path for path in folder.iterdir() if path != stage and not _in_use(path)]
         _move_all(aside, former, last, False)
         new = [path.name for path in stage.iterdir()]
@@ -230,8 +243,6 @@ def format_of(path: str | os.PathLike, what: str) -> str | None:
 
 @contextmanager
 def _opened(path: str | os.PathLike, what: str) -> Iterator:
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no {what} at {path}.")
     try:
@@ -278,14 +289,8 @@ def _commit() -> str | None:
     if not (here.parent / ".git").exists():  # installed: a repository further up is somebody else's
         return None
     try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        out = subprocess.run(describe, cwd=here, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return out.stdout.strip() or None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
 from ivon_lora_lite.files import LOCK, reserved, whole_folder, write_or_keep
 
@@ -105,13 +106,15 @@ def test_a_folder_without_permission_is_refused(tmp_path):
         raise AssertionError("not reached")
 
 
-def test_a_result_that_cannot_be_written_is_kept_elsewhere_and_the_place_is_said(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_result_that_cannot_be_written_is_kept_elsewhere_and_the_place_is_said(error, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def full(folder):
-        if folder == tmp_path / "run":
-            raise OSError(28, "No space left on device")
-        (folder / "result").write_text("an hour of training")
+        with whole_folder(folder, last="result") as stage:
+            if folder == tmp_path / "run":
+                raise error
+            (stage / "result").write_text("an hour of training")
 
     with pytest.raises(OSError, match="No space left") as refused:
         write_or_keep(full, tmp_path / "run")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..files import write_text
-from .options import HUB, count, model_options, positive
+from .options import HUB, bins_option, count, model_options, positive
 
 
 def add(commands) -> None:
@@ -34,6 +34,7 @@ def add(commands) -> None:
     p.add_argument("--show", action="store_true", help="run nothing: write the table of what is finished in --out")
     p.add_argument("--partial", action="store_true", help="show a table although cells are missing")
     p.add_argument("--compare", choices=["paper"], help="show the published figures of Llama-2-7B under each row")
+    bins_option(p)
     p.add_argument("--export", type=Path, metavar="FOLDER", help="copy scores and predictions, without weights")
     p.add_argument("--out", type=Path, default=Path("outputs/table1"), help="(default: outputs/table1)")
     p.set_defaults(function=run)
@@ -51,11 +52,11 @@ def run(args: argparse.Namespace) -> None:
             args.out, args.tasks, args.methods or list(METHODS), args.seeds, settings, hub=args.hub, jobs=args.jobs,
             engine=args.engine, keep_weights=not args.no_weights,
         )  # fmt: skip
-    table = Table.from_records(load_records(args.out), partial=args.partial)
+    table = Table.from_records(load_records(args.out, args.bins), partial=args.partial)
     paper = paper_table() if args.compare else None
     for name, text in (("md", table.markdown(paper)), ("html", table.html(paper)), ("tex", table.latex(paper))):
         write_text(args.out / f"table.{name}", text + "\n")
     print(table.markdown(paper))
-    print(f"\nThe table is in {args.out}/table.md, table.html and table.tex.")
+    print(f"\nECE with {args.bins} bins. The table is in {args.out}/table.md, table.html and table.tex.")
     if args.export:
         print(f"{export(args.out, args.export)} cells were copied to {args.export}/")

@@ -108,9 +108,9 @@ class TauSweep:
         """The four metrics over the grid, name → ``[T]``."""
         return all_metrics(self.probabilities[:, self._count(samples) - 1], self.labels, bins)
 
-    def linear_curves(self, taus: Sequence[float]) -> dict[str, Tensor]:
+    def linear_curves(self, taus: Sequence[float], bins: int = BINS) -> dict[str, Tensor]:
         """The four metrics of the linearised Gaussian at any τ, name → ``[len(taus)]``."""
-        return all_metrics(torch.stack([self.at(tau, linear=True) for tau in taus]), self.labels)
+        return all_metrics(torch.stack([self.at(tau, linear=True) for tau in taus]), self.labels, bins)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write a safetensors file, all or nothing."""

@@ -140,7 +140,8 @@ def averaging(model, logits) -> tuple[Callable, Callable]:
         ValueError: the head predicts something that has no average, such as spans, sequences or hidden states.
     """
     head = type(unwrapped(model.get_base_model() if hasattr(model, "get_base_model") else model)).__name__
-    if not isinstance(logits, torch.Tensor) or not head.endswith(AVERAGED):
+    numbers = isinstance(logits, torch.Tensor) and logits.is_floating_point()  # generated tokens are none
+    if not numbers or not head.endswith(AVERAGED):
         raise ValueError(
             f"eval_samples cannot average what {head} predicts: only the logits of classifiers, regressions and "
             "language models have an average. Use eval_samples=0, or draw with posterior.applied(model, seed)."

@@ -32,6 +32,9 @@ KINDS = {
     "mixtral": ("mixtral", SIZES | {"num_local_experts": 4}, None, True),
     "gemma2": ("gemma2", SIZES | HEADS, None, True),
     "opt": ("opt", SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 32}, None, True),
+    "xglm": (
+        "xglm", {"vocab_size": 512, "d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4}, None, True,
+    ),
     "a sliding window": ("mistral", SIZES | {"sliding_window": 6}, None, False),
     "a window in every other layer": ("gemma2", SIZES | HEADS | {"sliding_window": 6}, None, False),
     "a local window": (

@@ -311,6 +311,14 @@ def test_a_cell_in_the_wrong_place_is_named(copy):
         load_records(copy)
 
 
+def test_the_ece_of_a_table_may_have_other_bins(copy, capsys):
+    for record in load_records(copy, bins=15):
+        assert record.scores["ece"] == score(record.predictions, intervals=False, bins=15)["ece"]
+        assert record.scores["nll"] == pytest.approx(record.content["scores"]["nll"])
+    assert main(["table1", "--show", "--partial", "--bins", "15", "--out", str(copy)]) == 0
+    assert "ECE with 15 bins" in capsys.readouterr().out
+
+
 def test_missing_seeds_are_named_and_a_partial_table_can_be_shown(copy, capsys):
     shutil.rmtree(copy / "everyday" / "swag" / "seed42")
     assert main(["table1", "--show", "--out", str(copy)]) == 2

@@ -64,6 +64,10 @@ def test_an_adapters_settings_survive_loading_training_saving_and_loading(base, 
     again = load_run(run.save(tmp_path / "run"), progress=False)
     near(predict(again, task.test).logits, predict(run, task.test).logits)
     near(predict(again.model, task.test).logits, predict(run, task.test).logits)  # the model is the finetuned one
+    if not settings.get("lora_bias"):  # PEFT cannot merge it into a layer without a bias
+        merged = again.model.merge_and_unload()
+        merged.tokenizer = mine.tokenizer
+        near(predict(merged, task.test).logits, predict(run, task.test).logits)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

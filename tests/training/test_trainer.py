@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ivon_lora_lite import IVON, GaussianPosterior, IVONMixin, IVONTrainer, trainable
+from ivon_lora_lite.training.trainer import averaging
 
 IVON_OPTIONS = {"ess": 1e4, "hess_init": 1e-2, "weight_decay": 0.0, "rescale_lr": False, "clip_radius": 1e-2}
 
@@ -298,6 +299,11 @@ def test_a_head_whose_predictions_have_no_average_is_refused(tmp_path):
     data = [{"input_ids": row["input_ids"], "start_positions": 1, "end_positions": 2} for row in rows(12)]
     with pytest.raises(ValueError, match="cannot average what BertForQuestionAnswering predicts"):
         drawn(head(BertForQuestionAnswering, 2), data, tmp_path)
+
+
+def test_generated_tokens_are_not_averaged(tiny_model):
+    with pytest.raises(ValueError, match="cannot average what LlamaForCausalLM predicts"):
+        averaging(tiny_model("llama"), torch.tensor([[3, 4, 5]]))
 
 
 def test_evaluating_with_draws_needs_a_posterior(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ...evaluation import METRICS, Predictions, score
+from ...evaluation import BINS, METRICS, Predictions, score
 from ...files import provenance, read_json, whole_folder, write_json
 from ...methods import METHODS
 from ...training import write_run
@@ -70,8 +70,12 @@ def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
     return folder
 
 
-def load_record(folder: str | os.PathLike) -> Record:
+def load_record(folder: str | os.PathLike, bins: int = BINS) -> Record:
     """Read a cell's folder and check that its scores follow from its predictions.
+
+    Args:
+        folder: of the cell.
+        bins: of the ECE in ``scores``; the file's own has ten.
 
     Raises:
         FileNotFoundError: the cell is not finished.
@@ -101,10 +105,11 @@ def load_record(folder: str | os.PathLike) -> Record:
             f"{folder} was edited by hand: {name} is {content['scores'].get(name)} in {METRICS_FILE}, and its "
             f"predictions give {scores[name]:.6f}; {repeat}."
         )
+    scores = score(predictions, intervals=False, bins=bins)
     return Record(cell, config, dict(scores), content, predictions, folder)
 
 
-def load_records(out: str | os.PathLike) -> list[Record]:
+def load_records(out: str | os.PathLike, bins: int = BINS) -> list[Record]:
     """All finished cells of a folder, in the order of the table's rows; they must belong together.
 
     Raises:
@@ -114,7 +119,7 @@ def load_records(out: str | os.PathLike) -> list[Record]:
     out = Path(out)
     rank = {name: place for place, name in enumerate(METHODS)}
     found = sorted(file.parent for file in out.glob(f"*/*/seed*/{METRICS_FILE}"))
-    records = [load_record(folder) for folder in found]
+    records = [load_record(folder, bins) for folder in found]
     if not records:
         raise FileNotFoundError(f"{out} holds no finished cell of a table: run `table1 --out {out}` first.")
     check_together(records)
