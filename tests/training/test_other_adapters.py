@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from ivon_lora_lite import finetune, load_model, load_run, lora_parameters, predict, trainable
+from ivon_lora_lite import finetune, linearized, load_model, load_run, lora_parameters, predict, trainable
 
 OPTIONS = {"steps": 4, "batch_size": 4, "progress": False, "optimizer": "adamw", "lr": 1e-2}
 SETTINGS = {
@@ -171,3 +171,5 @@ def test_draws_of_layers_that_are_not_plain_are_draws(base, task, settings):
         with run.posterior.applied(model, seed):
             near(predict(model, task.test).logits[0], draws[seed])
     assert not torch.allclose(draws[0], draws[1], atol=1e-4)
+    with pytest.raises(ValueError, match="plain LoRA"):
+        linearized(run, task.test)
