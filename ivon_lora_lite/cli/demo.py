@@ -9,10 +9,12 @@ from .options import data_options, model_options, positive, training_options
 def add(commands) -> None:
     parents = [data_options(), model_options(), training_options()]
     p = commands.add_parser("demo", parents=parents, help="AdamW against IVON, with a report")
-    p.add_argument("--train-size", type=positive, default=160, help="training questions (default: 160)")
+    p.add_argument("--train-size", type=positive, default=100, help="training questions (default: 100)")
     p.add_argument("--test-size", type=positive, help="evaluate on only this many test questions (default: all)")
     p.add_argument("--samples", type=positive, default=10, help="draws from the posterior (default: 10)")
-    p.add_argument("--taus", type=float, nargs="*", default=[], help="temperatures to sample at besides 0 and 1")
+    p.add_argument("--taus", type=float, nargs="*", help="temperatures to sample at besides 0 and 1")
+    p.add_argument("--elsewhere", type=positive, default=4, help="draws at temperatures other than 1 (default: 4)")
+    p.add_argument("--linear", action="store_true", help="also linearise the model, for every τ between")
     p.add_argument("--seeds", type=int, nargs="+", help="several seeds: one folder each, and a summary")
     p.add_argument("--no-weights", action="store_true", help="do not keep adapters and posterior")
     p.add_argument("--no-report", action="store_true", help="no report.html")
@@ -21,8 +23,9 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..files import write_json
-    from ..studies.demo import METRICS_FILE, run_demo, summarize, table
+    from ..files import read_json, write_json
+    from ..studies.demo import METRICS_FILE, TAUS, run_demo, summarize, table
+    from ..studies.report import verdicts
 
     seeds = list(dict.fromkeys(args.seeds or [args.seed]))
     folders = [args.out / f"seed{seed}" if args.seeds else args.out for seed in seeds]
@@ -33,10 +36,13 @@ def run(args: argparse.Namespace) -> None:
         scores = run_demo(
             folder, task=args.task, model=args.model, steps=args.steps, train_size=args.train_size,
             batch_size=args.batch_size, samples=args.samples, test_size=args.test_size, seed=seed, format=args.format,
-            dtype=args.dtype, hub=args.hub, taus=args.taus, weights=not args.no_weights, report=not args.no_report,
+            dtype=args.dtype, hub=args.hub, taus=TAUS if args.taus is None else args.taus, elsewhere=args.elsewhere,
+            linear=args.linear, weights=not args.no_weights, report=not args.no_report,
             progress=not args.quiet,
         )  # fmt: skip
-        print(f"\n{table(scores)}\n\n95 % intervals over questions in brackets. Everything is in {folder}/", end="")
+        print(f"\n{table(scores)}\n\n95 % intervals over questions in brackets.")
+        print("\n".join(f"• {sentence}" for sentence in verdicts(read_json(folder / METRICS_FILE))))
+        print(f"Everything is in {folder}/", end="")
         print("" if args.no_report else f"; open {folder}/report.html in a browser.")
     if args.seeds:
         write_json(args.out / "summary.json", summarize(folders))

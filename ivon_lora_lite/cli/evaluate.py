@@ -23,11 +23,11 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..evaluation import predict, score
-    from ..language import load_task
+    from ..language import load_task, name_in_record
     from ..training import load_run
 
     run = load_run(args.run, progress=not args.quiet)
-    task = load_task(args.task or run.config["task"], hub=args.hub)
+    task = load_task(args.task or name_in_record(run.config["task"]), hub=args.hub)
     samples = args.samples if run.posterior is not None else 0
     questions = task.test[: args.test_size]
     predictions = predict(run, questions, samples=samples, tau=args.tau, seed=args.seed, progress=not args.quiet)

@@ -5,36 +5,57 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .metrics import BINS, binned_gap, by_question, ece, ece_floor, resampling_weights
 from .scores import Predictions
 
 
-def paired_differences(a: Predictions, b: Predictions, resamples: int = 2000, seed: int = 0) -> dict:
-    """b − a on the same questions: differences of accuracy and NLL with 95 % bootstrap intervals.
+def paired_differences(
+    a: Predictions | Sequence[Predictions],
+    b: Predictions | Sequence[Predictions],
+    resamples: int = 2000,
+    seed: int = 0,
+    bins: int = BINS,
+) -> dict:
+    """b − a on the same questions: differences of the four metrics with 95 % bootstrap intervals over questions.
 
-    Pairing removes what is common to both: how hard the questions are.
+    Pairing removes what is common to both: how hard the questions are. Of ECE the excess over its floor is compared
+    (:func:`ece_floor`), because the two floors differ; resampling raises ECE, so its interval is moved onto the
+    difference.
 
     Args:
-        a, b: predictions on the same N questions.
+        a, b: predictions on the same N questions; or one for each of several training seeds, whose differences are
+            averaged before questions are resampled. The intervals do not contain how seeds vary.
         resamples: number of bootstrap resamples.
         seed: of the resampling.
+        bins: of ECE.
 
     Returns:
-        ``{"acc": {"difference": …, "interval": [low, high]}, "nll": …}``.
+        ``{"acc": {"difference": …, "interval": [low, high]}, "ece": …, "nll": …, "brier": …}``.
+
+    Raises:
+        ValueError: the predictions are on different questions, or there are not equally many.
     """
-    pa, pb, y = a.ensemble().double(), b.ensemble().double(), a.labels
-    rows = torch.arange(len(y))
-    difference = torch.stack(
-        [
-            (pb.argmax(-1) == y).double() - (pa.argmax(-1) == y).double(),
-            pa[rows, y].clamp(min=1e-300).log() - pb[rows, y].clamp(min=1e-300).log(),
-        ]
-    )  # [2, N]
-    index = torch.randint(len(y), (resamples, len(y)), generator=torch.Generator().manual_seed(seed))
-    means = difference[:, index].mean(-1)  # [2, R]
-    spans = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=1).T
+    pairs = list(zip(*(([x] if isinstance(x, Predictions) else list(x)) for x in (a, b)), strict=True))
+    labels = pairs[0][0].labels
+    if any(not torch.equal(p.labels, labels) for pair in pairs for p in pair):
+        raise ValueError("Predictions can be paired only if they are on the same questions.")
+    weight = resampling_weights(len(labels), resamples, seed)  # [R, N]
+    per_question, calibration, resampled = 0.0, 0.0, 0.0
+    for sign, p in ((sign, p) for pair in pairs for sign, p in zip((-1, 1), pair)):
+        probs, share = p.ensemble().double().cpu(), sign / len(pairs)
+        values = by_question(probs, labels)  # [3, N]
+        per_question = per_question + share * values
+        confidence = probs.max(-1).values
+        resampled = resampled + share * binned_gap(confidence, weight * (values[0] - confidence), bins)
+        calibration += share * (float(ece(probs, labels, bins)) - ece_floor(probs, bins)[0])
+    acc, nll, brier = per_question @ weight.T  # [R] each
+    found = {"acc": (float(per_question[0].mean()), acc)}
+    found["ece"] = (calibration, resampled + calibration - resampled.median())
+    found |= {"nll": (float(per_question[1].mean()), nll), "brier": (float(per_question[2].mean()), brier)}
+    tails = torch.tensor([0.025, 0.975], dtype=torch.float64)
     return {
-        name: {"difference": float(difference[k].mean()), "interval": spans[k].tolist()}
-        for k, name in enumerate(("acc", "nll"))
+        name: {"difference": value, "interval": torch.quantile(means, tails).tolist()}
+        for name, (value, means) in found.items()
     }
 
 

@@ -124,7 +124,7 @@ def ece_floor(probs: Tensor, bins: int = BINS, *, resamples: int = 400, seed: in
     """
     confidence = probs.max(-1).values.double().cpu()  # [N]
     uniform = torch.rand(resamples, len(confidence), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = _binned_gap(confidence, ((uniform < confidence).double() - confidence) / len(confidence), bins)
+    found = binned_gap(confidence, ((uniform < confidence).double() - confidence) / len(confidence), bins)
     return float(found.mean()), float(found.quantile(0.95))
 
 
@@ -217,16 +217,13 @@ def bootstrap_intervals(
         raise ValueError(f"probs has shape {tuple(probs.shape)}; bootstrap intervals need one prediction, [N, C].")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected a coverage between 0 and 1, such as 0.95.")
-    weight = _resampling_weights(labels.numel(), resamples, seed)  # [R, N]
+    weight = resampling_weights(labels.numel(), resamples, seed)  # [R, N]
     probs = probs.to(device="cpu", dtype=torch.float64)
     labels = labels.cpu()
-    confidence, guess = probs.max(-1)
-    right = (guess == labels).double()
-    of_label = _of_label(probs, labels)
-    per_question = torch.stack([right, -_log(of_label), probs.square().sum(-1) - 2 * of_label + 1])  # [3, N]
+    confidence, per_question = probs.max(-1).values, by_question(probs, labels)
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     acc, loss, brier_score = (tuple(torch.quantile(weight @ row, tails).tolist()) for row in per_question)
-    found = _binned_gap(confidence, weight * (right - confidence), bins)  # [R]
+    found = binned_gap(confidence, weight * (per_question[0] - confidence), bins)  # [R]
     estimate = float(ece(probs, labels, bins))
     bias = float(found.median()) - estimate
     low, high = torch.quantile(found, tails).tolist()
@@ -234,7 +231,14 @@ def bootstrap_intervals(
     return {"acc": acc, "ece": (low, max(low, high - bias)), "nll": loss, "brier": brier_score}
 
 
-def _binned_gap(confidence: Tensor, gap: Tensor, bins: int) -> Tensor:
+def by_question(probs: Tensor, labels: Tensor) -> Tensor:
+    """Whether the answer is right (1 or 0), NLL and Brier score of every question: ``[N, C]`` → ``[3, N]``."""
+    of_label = _of_label(probs, labels)
+    right = (probs.argmax(-1) == labels).to(probs.dtype)
+    return torch.stack([right, -_log(of_label), probs.square().sum(-1) - 2 * of_label + 1])
+
+
+def binned_gap(confidence: Tensor, gap: Tensor, bins: int) -> Tensor:
     """Σ_b |Σ_{i in b} gap_i| with the bins of :func:`ece`: ``[N]`` and ``[R, N]`` → ``[R]``."""
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     index = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
@@ -242,7 +246,7 @@ def _binned_gap(confidence: Tensor, gap: Tensor, bins: int) -> Tensor:
 
 
 @lru_cache(maxsize=4)  # a slider asks for the same ones at every move
-def _resampling_weights(n: int, resamples: int, seed: int) -> Tensor:
+def resampling_weights(n: int, resamples: int, seed: int) -> Tensor:
     """How often each of n questions is in each resample, divided by n: ``[resamples, n]``."""
     index = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
     count = torch.zeros(resamples, n, dtype=torch.float64)

@@ -32,10 +32,11 @@ class TauSweep:
 
     Attributes:
         taus: T temperatures in ascending order.
-        logits: ``[T, S, N, C]`` in fp32. At τ = 0 all draws are the same.
+        logits: ``[T, S, N, C]``. At τ = 0 all draws are the same.
         labels: ``[N]``.
         linear: :class:`Linearized` over the same questions, or None.
         metadata: JSON-able facts: model, task, seed, provenance.
+        drawn: how many of the S draws were made at each τ; the others repeat them. Default: all.
     """
 
     taus: tuple[float, ...]
@@ -43,6 +44,7 @@ class TauSweep:
     labels: Tensor
     linear: Linearized | None = None
     metadata: dict = field(default_factory=dict)
+    drawn: tuple[int, ...] = ()
 
     FORMAT = "ivon_lora_lite.TauSweep/1"
 
@@ -54,6 +56,10 @@ class TauSweep:
             raise ValueError(f"Labels or linearised Gaussian do not fit logits of {n} questions with {c} choices.")
         if list(self.taus) != sorted(set(self.taus)):
             raise ValueError(f"taus are {self.taus}; expected ascending, different numbers.")
+        if not self.drawn:
+            object.__setattr__(self, "drawn", (self.samples,) * len(self.taus))
+        if len(self.drawn) != len(self.taus) or not all(1 <= count <= self.samples for count in self.drawn):
+            raise ValueError(f"drawn is {self.drawn}; expected one number from 1 to {self.samples} for each τ.")
 
     @property
     def samples(self) -> int:
@@ -62,16 +68,22 @@ class TauSweep:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """Averages over the first 1, 2, … S draws, ``[T, S, N, C]``: entry s−1 is the ensemble of s draws."""
+        """Averages over the first 1, 2, … S draws, ``[T, S, N, C]``: entry s−1 is the ensemble of s draws.
+
+        Where fewer were made, the last entries are the ensemble of all of them.
+        """
         count = torch.arange(1, self.samples + 1).view(-1, 1, 1)
-        return self.logits.softmax(-1).cumsum(1) / count
+        averages = self.logits.softmax(-1).cumsum(1) / count
+        for t, made in enumerate(self.drawn):
+            averages[t, made:] = averages[t, made - 1]
+        return averages
 
     def at(self, tau: float, samples: int | None = None, *, linear: bool = False) -> Tensor:
         """Probabilities ``[N, C]`` at one τ.
 
         Args:
             tau: one of ``taus`` (sampled), or any τ ≥ 0 (linear).
-            samples: number of draws; default: all.
+            samples: number of draws, of those that were made at this τ; default: all.
             linear: from the linearised Gaussian.
 
         Raises:
@@ -96,7 +108,7 @@ class TauSweep:
 
     def predictions(self, tau: float, samples: int | None = None) -> Predictions:
         """The draws at one sampled τ as :class:`Predictions`; arguments as of :meth:`at`."""
-        count = self._count(samples)
+        count = min(self._count(samples), self.drawn[self._index(tau)])
         facts = {**self.metadata, "samples": count, "tau": tau}
         return Predictions(self.logits[self._index(tau), :count], self.labels, facts)
 
@@ -117,7 +129,7 @@ class TauSweep:
         tensors = {"logits": self.logits, "labels": self.labels}
         if self.linear is not None:
             tensors |= {"linear_mean": self.linear.mean, "linear_covariance": self.linear.covariance}
-        facts = {"taus": list(self.taus), "metadata": self.metadata}
+        facts = {"taus": list(self.taus), "metadata": self.metadata, "drawn": list(self.drawn)}
         facts["linear"] = self.linear.metadata if self.linear is not None else {}
         return write_tensors(path, self.FORMAT, tensors, facts)
 
@@ -135,7 +147,8 @@ class TauSweep:
             linear = Linearized(
                 tensors["linear_mean"], tensors["linear_covariance"], tensors["labels"], facts.get("linear", {})
             )
-        return cls(tuple(facts["taus"]), tensors["logits"], tensors["labels"], linear, facts["metadata"])
+        drawn = tuple(facts.get("drawn", ()))
+        return cls(tuple(facts["taus"]), tensors["logits"], tensors["labels"], linear, facts["metadata"], drawn)
 
 
 def tau_sweep(
@@ -144,6 +157,7 @@ def tau_sweep(
     *,
     taus: Sequence[float] = TAUS,
     samples: int = 10,
+    elsewhere: int | None = None,
     seed: int = 0,
     posterior: Posterior | None = None,
     linear: Linearized | None = None,
@@ -161,6 +175,7 @@ def tau_sweep(
         questions: N questions.
         taus: temperatures, τ ≥ 0.
         samples: draws S per temperature; draw s uses seed + s, as in :func:`predict`.
+        elsewhere: draws at temperatures other than 1, if fewer will do there: the curve between costs less.
         seed, posterior, format, batch_size, progress: as in :func:`predict`.
         linear: a linearised Gaussian to keep beside the draws.
         metadata: facts to keep with it.
@@ -168,18 +183,19 @@ def tau_sweep(
     asked = asked_of(source, posterior, format)
     if asked.posterior is None:
         raise ValueError("There is no posterior to draw from: finetune with optimizer='ivon'.")
+    elsewhere = samples if elsewhere is None else elsewhere
     if samples < 1 or not questions or not taus:
         raise ValueError("A sweep needs at least one draw, one question and one τ.")
+    if not 1 <= elsewhere <= samples:
+        raise ValueError(f"elsewhere is {elsewhere}; expected 1 to {samples} draws.")
     batches = Batches(asked.model, questions, asked.format, batch_size)
     taus = tuple(sorted({float(tau) for tau in taus}))
-    rows = []
-    for tau in taus:
-        seeds = [seed + s for s in range(samples if tau else 1)]
-        drawn = batches.draws(asked.posterior, seeds, tau, progress=progress)
-        rows.append(drawn.expand(samples, -1, -1))  # [S, N, C]
-    return TauSweep(
-        taus, torch.stack(rows), batches.labels, linear, {"samples": samples, "seed": seed, **(metadata or {})}
-    )
+    rows, counts = [], tuple(1 if tau == 0 else samples if tau == 1 else elsewhere for tau in taus)
+    for tau, count in zip(taus, counts):
+        made = batches.draws(asked.posterior, [seed + s for s in range(count)], tau, progress=progress)
+        rows.append(made[torch.arange(samples) % count])  # [S, N, C]
+    facts = {"samples": samples, "seed": seed, **(metadata or {})}
+    return TauSweep(taus, torch.stack(rows), batches.labels, linear, facts, counts)
 
 
 def choose_tau(

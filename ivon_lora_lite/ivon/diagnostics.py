@@ -29,12 +29,14 @@ def ivon_diagnostics(optimizer: GaussianOptimizer) -> dict[str, float]:
     Returns:
         ``sigma_mean``: mean posterior standard deviation σ; ``variance_drift``: mean v now / at the start;
         ``snr_p10, snr_p50, snr_p90``: quantiles of |m|/σ; ``clipped``: share of coordinates whose update hits the clip
-        radius; ``hess_p10, hess_p50, hess_p90``: quantiles of h; ``hess_moved``: share of h that left h₀ by 1 %;
+        radius; ``update_p10, update_p50, update_p90``: quantiles of |ḡ + δm|/(h + δ), the update before it is clipped:
+        a clip radius of ``update_p90`` clips a tenth; ``hess_p10, hess_p50, hess_p90``: quantiles of h;
+        ``hess_moved``: share of h that left h₀ by 1 %;
         ``kl``: KL[q ‖ N(0, v₀)] in nats, with v₀ = 1/(λδ), or mean(m² + v) per group where δ = 0 (flat prior);
         ``noise_to_weight``: root-mean-square σ / root-mean-square m over all coordinates;
         ``skipped_steps``.
     """
-    sigma, snr, hess, clipped, moved, drift, kl = [], [], [], [], [], [], 0.0
+    sigma, snr, hess, updates, clipped, moved, drift, kl = [], [], [], [], [], [], [], 0.0
     power = torch.zeros(2, dtype=torch.float64)  # Σ v, Σ m²
     for group in optimizer.param_groups:
         delta, members = group["weight_decay"], [p for p in group["params"] if p.requires_grad]
@@ -45,10 +47,12 @@ def ivon_diagnostics(optimizer: GaussianOptimizer) -> dict[str, float]:
         states = [optimizer.state[p] for p in members]
         h = torch.cat([s["hess"].flatten() for s in states])
         update = torch.cat([_update(s, group, optimizer.debias).flatten() for s in states]) + delta * m
+        update = (update / (h + delta)).abs()
         sigma.append(v.sqrt())
         snr.append(m.abs() / v.sqrt())
         hess.append(h)
-        clipped.append((update / (h + delta)).abs() >= group["clip_radius"])
+        updates.append(update)
+        clipped.append(update >= group["clip_radius"])
         moved.append((h / group["hess_init"] - 1).abs() > MOVED)
         drift.append(v * group["ess"] * (group["hess_init"] + delta))
         power += torch.stack([v.sum(), m.square().sum()]).double().cpu()
@@ -61,6 +65,7 @@ def ivon_diagnostics(optimizer: GaussianOptimizer) -> dict[str, float]:
         "variance_drift": _mean(drift),
         **_quantiles("snr", snr),
         "clipped": _mean(clipped),
+        **_quantiles("update", updates),
         **_quantiles("hess", hess),
         "hess_moved": _mean(moved),
         "kl": kl,

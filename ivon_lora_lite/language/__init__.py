@@ -17,4 +17,4 @@ from .needs import GIB, Memory, check_model, memory_of
 from .questions import Question, Task, letter_prompt
 from .sources import TASKS
 from .standin import LLAMA_2_7B, TINY, random_llama
-from .tasks import load_task
+from .tasks import full_name, load_task, name_in_record

@@ -12,8 +12,9 @@ from torch import nn
 
 from ..posterior import lora_parameters
 from .adapters import LoraSettings, load_adapter, peft_config, settings_of
+from .dequantised import dequantised
 from .hardware import DTYPES, native_dtype, resolve
-from .locating import EMBEDDED, HUB_ID, locate, not_found, quiet
+from .locating import EMBEDDED, HUB_ID, embedded_file, locate, not_found, quiet
 from .needs import check_model
 
 
@@ -90,7 +91,7 @@ def _load_base(name: str, dtype: torch.dtype, quantize: str | None, device: str,
     """The base model, its tokenizer, and the names of modules that its checkpoint does not have."""
     import transformers
 
-    path, options = locate(name)
+    options: dict = {}
     if quantize:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_8bit=quantize == "8bit",
@@ -99,11 +100,12 @@ def _load_base(name: str, dtype: torch.dtype, quantize: str | None, device: str,
             bnb_4bit_compute_dtype=dtype,
         )
         options["device_map"] = {"": device}
-    gguf, head = "gguf_file" in options, []
+    head: list[str] = []
+    embedded = embedded_file() if name == EMBEDDED else None
+    at = dequantised(embedded, dtype) if embedded else nullcontext(locate(name)[0])
     try:
-        with nullcontext() if progress and not gguf else quiet(gguf):
-            tokenizer_options = {k: v for k, v in options.items() if k == "gguf_file"}
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **tokenizer_options)
+        with nullcontext() if progress and not embedded else quiet(bool(embedded)), at as path:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
             if labels is None:
                 base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
             else:
@@ -117,10 +119,6 @@ def _load_base(name: str, dtype: torch.dtype, quantize: str | None, device: str,
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if gguf:  # it is dequantised now: without this it could not be saved
-        base.hf_quantizer, base.is_quantized = None, False
-        if hasattr(base.config, "quantization_config"):
-            del base.config.quantization_config
     return base, tokenizer, head
 
 

@@ -24,6 +24,7 @@ class Source:
     test: str  # the split with public labels that results are reported on
     about: str
     train: str = "train"  # the split to train on
+    edition: int = 0  # the newest, of a data set whose questions have changed
 
 
 def _arc(row: dict) -> Question | None:
@@ -102,7 +103,7 @@ _GLUE = {
 
 _ARC = ("id", "question", "choices", "answerKey")
 TASKS: dict[str, Source] = {
-    "everyday": Source("", None, _ARC, _arc, "test", "everyday knowledge, embedded in this package"),
+    "everyday": Source("", None, _ARC, _arc, "test", "everyday knowledge, embedded in this package", edition=2),
     "arc_easy": Source("allenai/ai2_arc", "ARC-Easy", _ARC, _arc, "test", "easy science exam questions"),
     "arc_challenge": Source("allenai/ai2_arc", "ARC-Challenge", _ARC, _arc, "test", "hard science exam questions"),
     "openbookqa": Source(

@@ -21,8 +21,9 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
     """Load a task by name.
 
     Args:
-        name: one of ``TASKS``: everyday (embedded), arc_easy, arc_challenge, openbookqa, winogrande_s, winogrande_m,
-            boolq, mmlu, and GLUE's classification tasks as glue/rte, glue/mnli ….
+        name: one of ``TASKS``: everyday (embedded; ``everyday@1`` is its first edition), arc_easy, arc_challenge,
+            openbookqa, winogrande_s, winogrande_m, boolq, mmlu, and GLUE's classification tasks as glue/rte,
+            glue/mnli ….
         hub: a folder laid out like the Hub (``DIR/allenai/ai2_arc`` …). Default: the variable ``IVON_LORA_HUB``, else
             the Hub.
 
@@ -33,9 +34,8 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
         ValueError: unknown name; missing columns, an answer outside the choices, a single choice, an empty split.
         FileNotFoundError: neither the Hub nor the folder has the data set.
     """
-    if name not in TASKS:
-        raise ValueError(f"There is no task {name!r}. Known tasks: {', '.join(TASKS)}.")
-    source = TASKS[name]
+    name = full_name(name)
+    source = TASKS[name.partition("@")[0]]
     hub = hub or os.environ.get("IVON_LORA_HUB")
     rows = _embedded(name) if not source.path else _downloaded(name, source, hub)
     held_out = "" if "validation" in rows and source.test != "validation" else f"every {HELD_OUT}th of train"
@@ -55,6 +55,29 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
         if not getattr(task, split):
             raise ValueError(f"{name}: no usable question is left in the {split} split.")
     return task
+
+
+def full_name(name: str) -> str:
+    """A task's name with its edition, as results record it: ``everyday`` is ``everyday@2``.
+
+    Raises:
+        ValueError: unknown name or edition.
+    """
+    bare, _, edition = name.partition("@")
+    if bare not in TASKS:
+        raise ValueError(f"There is no task {name!r}. Known tasks: {', '.join(TASKS)}.")
+    newest = TASKS[bare].edition
+    if not edition:
+        return f"{bare}@{newest}" if newest else bare
+    known = [str(number + 1) for number in range(newest)]
+    if edition not in known:
+        raise ValueError(f"There is no edition {edition!r} of {bare}. Known editions: {', '.join(known) or 'none'}.")
+    return name
+
+
+def name_in_record(name: str) -> str:
+    """The full name of a task that a result names; results without an edition are older than the second."""
+    return f"{name}@1" if name in TASKS and TASKS[name].edition else name
 
 
 def _questions(name: str, split: str, rows: Iterable[dict], source: Source) -> list[Question]:
@@ -77,7 +100,8 @@ def _questions(name: str, split: str, rows: Iterable[dict], source: Source) -> l
 
 
 def _embedded(name: str) -> dict[str, list[dict]]:
-    folder = data_path(name)
+    bare, _, edition = name.partition("@")
+    folder = data_path(bare) if int(edition) == TASKS[bare].edition else data_path(bare, "editions", edition)
     return {
         split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_text("utf8").splitlines()]
         for split in ("train", "validation", "test")

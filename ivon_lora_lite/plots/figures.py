@@ -8,7 +8,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from ..evaluation import BINS, METRICS, TauSweep, mean_and_error, reliability
+from ..evaluation import BINS, METRICS, Scores, TauSweep, mean_and_error, reliability
 from .style import AXIS, COLORS, LAYOUT, TITLES, axis_range, rounded
 
 
@@ -52,6 +52,41 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
     figure.update_annotations(font_size=14)
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.17, "yanchor": "top"}
     return figure.update_layout(**LAYOUT, height=470, legend=legend)
+
+
+def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] | None = None) -> go.Figure:
+    """Accuracy against NLL: the path that τ walks from the mean outwards, a marker on it, and other methods as points.
+
+    Args:
+        sweep: predictions at several τ.
+        tau: where the marker is, a sampled τ.
+        rivals: title → scores on the same questions. A title that starts with ``AdamW`` has AdamW's colour.
+    """
+    curves, figure = sweep.curves(), go.Figure()
+    hover = "%{text}<br>NLL %{x:.3f}<br>accuracy %{y:.3f}<extra></extra>"
+    figure.add_scatter(
+        x=rounded(curves["nll"]), y=rounded(curves["acc"]), mode="markers+lines+text", name="IVON, τ",
+        text=[f"τ = {t:g}" for t in sweep.taus], textposition="bottom center", textfont={"size": 11},
+        line={"color": COLORS["ivon"]}, marker={"size": 7}, hovertemplate=hover,
+    )  # fmt: skip
+    for title, scores in (rivals or {}).items():
+        color = COLORS["adamw" if title.startswith("AdamW") else "before"]
+        figure.add_scatter(
+            x=[round(scores["nll"], 4)], y=[round(scores["acc"], 4)], mode="markers+text", text=[title], name=title,
+            textposition="top center", textfont={"size": 11, "color": color}, showlegend=False, hovertemplate=hover,
+            marker={"color": color, "size": 10, "symbol": "diamond"},
+        )  # fmt: skip
+    at = sweep.scores(tau, intervals=False)
+    figure.add_scatter(
+        x=[round(at["nll"], 4)], y=[round(at["acc"], 4)], mode="markers", name="now", legendgroup="now",
+        text=[f"τ = {tau:g}"], showlegend=False, hovertemplate=hover,
+        marker={"color": COLORS["now"], "size": 14, "line": {"color": "white", "width": 2}},
+    )  # fmt: skip
+    shown = [*(rivals or {}).values()]
+    for name, update in (("nll", figure.update_xaxes), ("acc", figure.update_yaxes)):
+        values = torch.cat([curves[name], torch.tensor([scores[name] for scores in shown])])
+        update(range=axis_range(name, values), title={"text": TITLES[name].replace("↓", "←"), **AXIS})
+    return figure.update_layout(**LAYOUT, height=430, showlegend=False)
 
 
 def line_taus(sweep: TauSweep) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 import html
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import plotly.io as pio
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..evaluation import METRICS, Scores, TauSweep, score
 from ..files import write_text
 from .explorer import CAPTION, MEAN
-from .figures import draws_text, line_taus, reliability_bars, reliability_figure, tradeoff_figure
+from .figures import draws_text, line_taus, path_figure, reliability_bars, reliability_figure, tradeoff_figure
 from .style import COLORS, INK
 from .tables import STYLE, cell_html, flips_html, mean_probabilities, table_html
 
@@ -57,6 +57,7 @@ const data = JSON.parse(document.getElementById('data').textContent);
 const slider = document.getElementById('tau'), ticks = document.getElementById('ticks');
 const curves = document.querySelector('#curves .plotly-graph-div');
 const diagram = document.querySelector('#reliability .plotly-graph-div');
+const path = document.querySelector('#path .plotly-graph-div');
 const row = document.querySelector('#live tbody tr:last-child');
 let points = data.sampled;
 function move() {
@@ -67,6 +68,8 @@ function move() {
   data.metrics.forEach((metric, k) => row.querySelector(`[data-metric=${metric}]`).innerHTML = entry.cells[k]);
   const at = {x: entry.values.map(() => [entry.tau]), y: entry.values.map(value => [value]), name: name};
   Plotly.restyle(curves, at, data.markers);
+  Plotly.restyle(path, {x: [[entry.values[data.metrics.indexOf('nll')]]],
+    y: [[entry.values[data.metrics.indexOf('acc')]]], text: [[name]]}, [data.path]);
   const bars = entry.bars;
   Plotly.update(diagram, {y: [bars.y], customdata: [bars.customdata], 'marker.color': [bars.marker.color]},
     {'annotations[0].text': '<b>' + entry.title + '</b>'}, [0]);
@@ -107,28 +110,35 @@ def report_html(
     diagrams: Mapping[str, tuple[Tensor, Tensor]],
     sweep: TauSweep,
     note: str,
+    verdict: Sequence[str] = (),
+    example: str = "",
 ) -> Path:
-    """The demo's report: table, reliability diagrams, τ explorer, provenance."""
+    """The demo's report: table, verdict, reliability diagrams, τ explorer, one question's draws, provenance."""
     least = 260 * len(diagrams)  # on a phone the diagrams scroll
+    said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdict)
+    example = f"<h2>One question, draw by draw</h2><div class='wide'>{example}</div>" if example else ""
+    rivals = {title: scores for title, scores in rows.items() if not title.startswith("IVON")}
     body = (
         f"<h2>Results</h2><div class='wide'>{table_html(rows)}</div>"
-        f"<h2>Reliability</h2><p>{CAPTION}</p><div class='wide'><div style='min-width: {least}px'>"
+        + (f"<h3>What the numbers allow to say</h3><ul id='verdict'>{said}</ul>" if said else "")
+        + f"<h2>Reliability</h2><p>{CAPTION}</p><div class='wide'><div style='min-width: {least}px'>"
         f"{_div(reliability_figure(diagrams))}</div></div>"
-        f"<h2>Between the mean and the posterior</h2>{_explorer(sweep)}"
+        f"<h2>Between the mean and the posterior</h2>{_explorer(sweep, rivals)}{example}"
         f"<h2>Provenance</h2><div class='ivon'><p class='note'>{html.escape(note)}</p></div>"
     )
     write_text(path, _page(title, body))
     return Path(path)
 
 
-def _explorer(sweep: TauSweep) -> str:
-    start, mean = sweep.taus[-1], mean_probabilities(sweep)
-    figure = tradeoff_figure(sweep, start)
+def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> str:
+    start, mean = _start(sweep), mean_probabilities(sweep)
+    figure, path = tradeoff_figure(sweep, start), path_figure(sweep, start, rivals)
     data = {"metrics": METRICS, "sampled": [_entry(sweep, tau, False) for tau in sweep.taus]}
     modes = {"sampled": draws_text(sweep.samples)}
     if sweep.linear is not None:
         data["linear"] = [_entry(sweep, tau, True) for tau in line_taus(sweep)]
         modes["linear"] = "linearised, any τ"
+    data["path"] = len(path.data) - 1
     data["markers"] = [i for i, trace in enumerate(figure.data) if trace.legendgroup == "now"]
     radios = "".join(
         f"<label><input type='radio' name='mode' value='{mode}'{' checked' * (mode == 'sampled')}><span>{text}</span>"
@@ -138,26 +148,32 @@ def _explorer(sweep: TauSweep) -> str:
     rows = {} if mean is None else {MEAN: score(mean, sweep.labels)}
     now = sweep.at(start)
     diagram = reliability_figure({f"τ = {start:g}": (now, sweep.labels)}).update_layout(height=400)
-    last = len(sweep.taus) - 1
+    last, at = len(sweep.taus) - 1, sweep.taus.index(start)
     content = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")  # no tag in it ends the script
     return (
         "<p>Draws come from N(m, τ·diag v): τ = 0 is the mean, τ = 1 the posterior. Move τ and see what it does to "
         "accuracy and calibration.</p>"
         "<div class='controls'><div class='slider'>"
-        f"<input type='range' id='tau' min='0' max='{last}' value='{last}' aria-label='τ'><output id='value'></output>"
+        f"<input type='range' id='tau' min='0' max='{last}' value='{at}' aria-label='τ'><output id='value'></output>"
         f"<div class='ticks' id='ticks'></div></div><fieldset>{radios}</fieldset></div>"
         f"<div id='live' class='wide'>{table_html({**rows, 'now': score(now, sweep.labels)})}</div>"
         f"<div class='side'><div id='curves'>{_div(figure)}</div><div id='reliability'>{_div(diagram)}"
-        f"<div class='ivon'><p class='note'>{CAPTION}</p></div></div></div><div id='flips'></div>"
+        f"<div class='ivon'><p class='note'>{CAPTION}</p></div></div></div>"
+        f"<h3>Accuracy against NLL</h3><div id='path'>{_div(path)}</div><div id='flips'></div>"
         f"<script type='application/json' id='data'>{content}</script>"
         f"<script>{SCRIPT}</script>"
     )
 
 
+def _start(sweep: TauSweep) -> float:
+    """Where the slider stands at first: the posterior itself if it was sampled, else the largest τ."""
+    return 1.0 if 1.0 in sweep.taus else sweep.taus[-1]
+
+
 def _entry(sweep: TauSweep, tau: float, linear: bool) -> dict:
     probs = sweep.at(tau, linear=linear)
     scores = score(probs, sweep.labels)
-    kind = "linearised" if linear else draws_text(sweep.samples)
+    kind = "linearised" if linear else draws_text(sweep.drawn[sweep.taus.index(tau)])
     return {
         "tau": round(tau, 4),
         "title": f"τ = {tau:g}, {kind}",

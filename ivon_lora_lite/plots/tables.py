@@ -86,5 +86,29 @@ def flips_html(sweep: TauSweep, probs: Tensor, questions: Sequence | None, limit
     return f"<div class='ivon'>{text}</div>"
 
 
+def draws_html(question, draws: Tensor, others: Mapping[str, Tensor]) -> str:
+    """One question: what each draw gives every choice, their average, and other predictions beside it.
+
+    Args:
+        question: with ``stem``, ``choices`` and ``answer``.
+        draws: probabilities ``[S, C]``.
+        others: title → probabilities ``[C]``.
+    """
+    columns = {**others, **{f"draw {s + 1}": p for s, p in enumerate(draws)}, "average": draws.mean(0)}
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in columns)
+    body = []
+    for c, choice in enumerate(question.choices):
+        right = c == question.answer
+        cells = "".join(
+            f"<td style='background: rgba(31, 95, 191, {0.55 * float(p[c]):.2f})'>{float(p[c]):.2f}</td>"
+            for p in columns.values()
+        )
+        body.append(f"<tr><th class='text'>{html.escape(choice)}{' ✓' if right else ''}</th>{cells}</tr>")
+    return (
+        f"<div class='ivon draws'><p><b>{html.escape(question.stem)}</b></p>"
+        f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
 def _choice(question, choice: Tensor, label: Tensor) -> str:
     return f"{html.escape(question.choices[int(choice)])} {'✓' if choice == label else '✗'}"

@@ -1,4 +1,7 @@
-"""Questions that need everything above: `demo.py`, AdamW against IVON; `table1/`, every method on every task."""
+"""Questions that need everything above.
+
+* `demo.py`: AdamW against IVON; `report.py`: its page and its verdict; `table1/`: every method on every task.
+"""
 
 from .demo import run_demo
 from .table1 import Table, load_records, paper_table, run_table

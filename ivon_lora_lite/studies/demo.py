@@ -1,9 +1,11 @@
 """The main job, end to end: AdamW against IVON on the same questions, in the same order, with the same budget."""
 
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +16,6 @@ from ..evaluation import (
     Predictions,
     Scores,
     TauSweep,
-    accuracy,
     linearized,
     paired_differences,
     predict,
@@ -23,11 +24,16 @@ from ..evaluation import (
 )
 from ..files import LOCK, provenance, read_json, reserved, write_json, write_or_keep
 from ..language import Question, Task, description_of, load_model, load_task
+from ..methods import KeepBest, temperature
 from ..training import Run, finetune, save_run
+from .report import RIVAL, report_function, write_report
 
-# small data, several epochs: the regime of the paper's tasks
-DEMO = {"task": "everyday", "model": "smollm2-135m", "steps": 200, "train_size": 160, "batch_size": 4, "samples": 10}
-METHODS = ("before training", "AdamW", "IVON@mean", "IVON")
+# few questions and twenty passes over them: the regime of the paper's tasks
+DEMO = {"task": "everyday", "model": "smollm2-135m", "steps": 500, "train_size": 100, "batch_size": 4, "samples": 10}
+TAUS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+ELSEWHERE = 4  # draws at temperatures other than 1
+EVALUATIONS = 5  # of AdamW on validation questions, for early stopping
+METHODS = ("before training", "AdamW", "AdamW, early-stopped", "AdamW + temperature", "IVON@mean", "IVON")
 METRICS_FILE = "metrics.json"
 
 
@@ -45,47 +51,53 @@ def run_demo(
     format: str = "text",
     dtype: str = "auto",
     hub: str | None = None,
-    taus: Sequence[float] = (),
+    taus: Sequence[float] = TAUS,
+    elsewhere: int = ELSEWHERE,
+    linear: bool = False,
     weights: bool = True,
     report: bool = True,
     progress: bool = True,
     say=print,
 ) -> dict[str, Scores]:
-    """Finetune with AdamW and with IVON, evaluate four ways, and write everything to a folder.
+    """Finetune with AdamW and with IVON, evaluate six ways, and write everything to a folder.
 
     Args:
         out: gets ``metrics.json``, ``adamw/`` and ``ivon/`` (adapters, posterior), ``predictions/`` (logits [S, N, C])
             and ``report.html``. A former demo there is replaced file by file.
-        taus: temperatures at which IVON is sampled besides 0 (the mean) and 1 (the posterior); the report draws the
-            linearised curve between.
+        taus: temperatures at which IVON is sampled besides 0 (the mean) and 1 (the posterior).
+        elsewhere: draws at temperatures other than 1.
+        linear: also linearise the model, so that the report has every τ between.
         weights: keep the adapters and the posterior.
         report: write ``report.html``.
 
     Returns:
         method → :class:`Scores` on the test split.
     """
-    out, taus = Path(out), _checked(Path(out), taus)
-    write_report = _report_html() if report else None  # ask for plotly now rather than after all the work
+    out, taus, elsewhere = Path(out), _checked(Path(out), taus), min(elsewhere, samples)
+    page = report_function() if report else None  # ask for plotly now rather than after all the work
     with reserved(out):  # what cannot be written is found out before training
         clock = Clock(say)
         with clock.phase("load model and questions"):
             base, data = load_model(model, dtype=dtype, progress=progress), load_task(task, hub=hub)
         questions = data.test[:test_size]
         common = {"steps": steps, "train_size": train_size, "batch_size": batch_size, "seed": seed, "format": format}
-        results, runs, sweep = _compared(base, data, questions, common, samples, taus, clock, progress)
+        results, runs, facts = _rivals(base, data, questions, common, clock, progress)
+        runs["ivon"], sweep = _ivon(base, data, questions, common, samples, elsewhere, taus, linear, clock, progress)
         used = runs["ivon"].config["train_size"]  # there may be fewer than were asked for
-        facts = {"task": task, "model": model, "split": data.splits["test"], **common, "train_size": used}
-        sweep = TauSweep(sweep.taus, sweep.logits, sweep.labels, sweep.linear, sweep.metadata | facts)
+        about = {"task": data.name, "model": model, "split": data.splits["test"], **common, "train_size": used}
+        sweep = replace(sweep, metadata=sweep.metadata | about)
         for method, tau in (("IVON@mean", 0.0), ("IVON", 1.0)):
-            drawn = sweep.predictions(tau, samples if tau else 1)
-            results[method] = Predictions(
-                drawn.logits, drawn.labels, {**facts, "samples": samples if tau else 0, "tau": tau}
-            )
+            drawn = sweep.predictions(tau)
+            results[method] = replace(drawn, metadata={**about, "samples": samples if tau else 0, "tau": tau})
         scores = {method: score(results[method]) for method in METHODS}
         record = {
-            "scores": {method: {**s, "intervals": s.intervals} for method, s in scores.items()},
-            "paired": paired_differences(results["AdamW"], results["IVON"]),
-            "config": {**facts, "samples": samples, "questions": len(questions), "lora": _lora(base)},
+            "scores": {method: {**s, "intervals": s.intervals, "floor": s.floor} for method, s in scores.items()},
+            "paired": {
+                method: paired_differences(results[RIVAL], results[method])
+                for method in METHODS[METHODS.index(RIVAL) + 1 :]
+            },
+            "facts": facts,
+            "config": {**about, "samples": samples, "questions": len(questions), "lora": _lora(base)},
             "settings": {optimizer: run.config["settings"] for optimizer, run in runs.items()},
             "history": {optimizer: run.history for optimizer, run in runs.items()},
             "seconds": clock.seconds,
@@ -95,8 +107,8 @@ def run_demo(
 
             def write(folder: Path) -> None:
                 _write(folder, results, runs if weights else {}, sweep, record)
-                if write_report:
-                    _write_report(write_report, folder / "report.html", scores, results, sweep, record)
+                if page:
+                    write_report(page, folder / "report.html", scores, results, sweep, record, questions)
 
             write_or_keep(lambda folder: _whole_or_absent(write, folder), out)
     return scores
@@ -143,46 +155,65 @@ def _checked(out: Path, taus: Sequence[float]) -> set[float]:
     return taus
 
 
-def _compared(
-    base: nn.Module, data: Task, questions: list[Question], common: dict, samples: int, taus: set[float], clock: Clock,
-    progress: bool,
-) -> tuple[dict[str, Predictions], dict[str, Run], TauSweep]:  # fmt: skip
-    """Predictions before training and of AdamW, the runs of both optimizers, and IVON's sweep over τ."""
+def _rivals(
+    base: nn.Module, data: Task, questions: list[Question], common: dict, clock: Clock, progress: bool
+) -> tuple[dict[str, Predictions], dict[str, Run], dict]:
+    """Predictions before training and of AdamW's three rows, AdamW's run, and what was chosen on validation."""
     results: dict[str, Predictions] = {}
-    runs: dict[str, Run] = {}
     with clock.phase("evaluate before training"):
         results["before training"] = predict(base, questions, format=common["format"], progress=progress)
-    for optimizer, title in (("adamw", "AdamW"), ("ivon", "IVON")):
-        with clock.phase(f"finetune with {title}"):
-            runs[optimizer] = finetune(base, data, optimizer=optimizer, progress=progress, **common)
+    best = KeepBest(data.validation, common["format"], max(1, common["steps"] // EVALUATIONS))
+    with clock.phase("finetune with AdamW"):
+        run = finetune(base, data, optimizer="adamw", progress=progress, callbacks=[best], **common)
     with clock.phase("evaluate AdamW"):
-        results["AdamW"] = predict(runs["adamw"], questions, progress=progress)
+        results["AdamW"] = predict(run, questions, progress=progress)
+        early = replace(run, weights=best.weights)
+        stopped = best.step < run.config["steps"]
+        results["AdamW, early-stopped"] = predict(early, questions, progress=progress) if stopped else results["AdamW"]
+        held_out = predict(run, data.validation, progress=progress)
+        results["AdamW + temperature"], chosen = temperature(held_out, results["AdamW"])
+    run = replace(run, history=sorted([*run.history, *best.history], key=lambda entry: entry["step"]))
+    return results, {"adamw": run}, {"early_stopped_at": best.step, "temperature": chosen}
+
+
+def _ivon(
+    base: nn.Module, data: Task, questions: list[Question], common: dict, samples: int, elsewhere: int,
+    taus: set[float], linear: bool, clock: Clock, progress: bool,
+) -> tuple[Run, TauSweep]:  # fmt: skip
+    """IVON's run, and its sweep over τ."""
+    with clock.phase("finetune with IVON"):
+        run = finetune(base, data, optimizer="ivon", progress=progress, **common)
     with clock.phase(f"evaluate IVON at the mean and with {samples} draws"):
-        sweep = tau_sweep(runs["ivon"], questions, taus=taus, samples=samples, progress=progress)
-    with clock.phase("linearise IVON for every τ"):
-        line = linearized(runs["ivon"], questions, progress=progress)
-    return results, runs, TauSweep(sweep.taus, sweep.logits, sweep.labels, line, sweep.metadata)
+        sweep = tau_sweep(run, questions, taus=taus, samples=samples, elsewhere=elsewhere, progress=progress)
+    if linear:
+        with clock.phase("linearise IVON for every τ"):
+            sweep = replace(sweep, linear=linearized(run, questions, progress=progress))
+    return run, sweep
 
 
 def _write(out: Path, results: dict, runs: dict[str, Run], sweep: TauSweep, record: dict) -> None:
     for method, predictions in results.items():
-        name = method.lower().replace(" ", "-").replace("@", "-")
-        predictions.save(out / "predictions" / f"{name}.safetensors")
+        predictions.save(_predictions(out, method))
     sweep.save(out / "predictions" / "tau-sweep.safetensors")
     for optimizer, run in runs.items():
         save_run(run, out / optimizer, overwrite=True)
     write_json(out / METRICS_FILE, record)
 
 
+def _predictions(out: Path, method: str) -> Path:
+    """Where a row's logits are."""
+    return out / "predictions" / f"{'-'.join(re.findall(r'[a-z]+', method.lower()))}.safetensors"
+
+
 def table(scores: dict[str, Scores]) -> str:
-    """The results as a plain-text table with 95 % intervals."""
-    lines = [f"{'':16}" + "".join(f"{name.upper():>24}" for name in METRICS)]
+    """The results as a plain-text table with 95 % intervals, and ECE's floor."""
+    lines = [f"{'':20}" + "".join(f"{name.upper():>24}" for name in METRICS) + f"{'ECE floor':>12}"]
     for method, values in scores.items():
         cells = []
         for name in METRICS:
             low, high = values.intervals[name]
             cells.append(f"{values[name]:.3f} [{low:.3f}, {high:.3f}]".rjust(24))
-        lines.append(f"{method:16}" + "".join(cells))
+        lines.append(f"{method:20}" + "".join(cells) + f"{values.floor:12.3f}")
     return "\n".join(lines)
 
 
@@ -199,10 +230,9 @@ def summarize(folders: Sequence[Path]) -> dict:
             values = torch.tensor([r["scores"][method][name] for r in records], dtype=torch.float64)
             error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
             out["scores"][method][name] = {"mean": float(values.mean()), "se": error, "values": values.tolist()}
-    for name in METRICS:
-        pairs = [(r["scores"]["IVON"][name], r["scores"]["AdamW"][name]) for r in records]
-        gap = torch.tensor([ivon - adamw for ivon, adamw in pairs], dtype=torch.float64)
-        out.setdefault("ivon_minus_adamw", {})[name] = {"mean": float(gap.mean()), "values": gap.tolist()}
+    found = {m: [Predictions.load(_predictions(Path(folder), m)) for folder in folders] for m in METHODS}
+    out["floor"] = {m: sum(r["scores"][m]["floor"] for r in records) / len(records) for m in METHODS}
+    out["paired"] = {m: paired_differences(found[RIVAL], found[m]) for m in records[0]["paired"]}
     out["settings"] = records[0]["settings"]
     out["seconds"] = [r["seconds"] for r in records]
     out["provenance"] = records[-1]["provenance"]
@@ -212,29 +242,3 @@ def summarize(folders: Sequence[Path]) -> dict:
 def _lora(model: nn.Module) -> dict:
     settings = description_of(model)["lora"]
     return {**settings, "targets": settings["targets"] or sorted(model.peft_config["default"].target_modules)}
-
-
-def _report_html():
-    try:
-        from ..plots import report_html
-    except ModuleNotFoundError as error:
-        if error.name != "plotly":
-            raise
-        raise ModuleNotFoundError(
-            "The report needs plotly: pip install 'ivon-lora-lite[notebooks]', or pass --no-report."
-        ) from error
-    return report_html
-
-
-def _write_report(write, path: Path, scores: dict, results: dict, sweep: TauSweep, record: dict) -> None:
-    config, made = record["config"], record["provenance"]
-    note = (
-        f"{config['model']} on {config['task']} ({config['train_size']} training questions, {config['steps']} steps of "
-        f"{config['batch_size']}, {config['questions']} test questions), seed {config['seed']}; {made['device']}, "
-        f"{sum(record['seconds'].values()):.0f} s; {made['date']}, commit {made['commit']}, torch "
-        f"{made['versions']['torch']}, transformers {made['versions']['transformers']}."
-    )
-    diagrams = {m: (results[m].ensemble(), results[m].labels) for m in METHODS[1:]}
-    right = {m: float(accuracy(p, y)) for m, (p, y) in diagrams.items()}
-    titles = {f"{m} (accuracy {right[m]:.2f})": pair for m, pair in diagrams.items()}
-    write(path, "IVON-LoRA demo: AdamW against IVON", scores, titles, sweep, note)

@@ -1,14 +1,17 @@
 """Checks of the embedded data set data/everyday: format, balance, leaks between splits, and its dataset card."""
 
+import hashlib
 import itertools
 import json
 import re
 import shutil
 from collections import Counter
+from math import log
 from pathlib import Path
 from statistics import mean
 
 import datasets
+import networkx
 import pytest
 import yaml
 from conftest import load_script
@@ -16,7 +19,7 @@ from conftest import load_script
 FOLDER = Path(__file__).parents[2] / "data" / "everyday"
 SPLITS = ("train", "validation", "test")
 LETTERS = "ABCD"
-AT_LEAST = {"train": 640, "validation": 160, "test": 400}
+SHARES = {"train": 4, "validation": 4, "test": 16}  # of the 24 facts of a kind
 
 
 def read(split: str) -> list[dict]:
@@ -52,6 +55,8 @@ KINDS = [kind for path in sorted((FOLDER / "facts").glob("*.yaml")) for kind in 
 FACTS = {
     f"{kind['kind']}-{number:02d}": fact for kind in KINDS for number, fact in enumerate(kind["facts"])
 }  # id → [subject, right, wrong, wrong, wrong]
+KIND_OF = {f"{kind['kind']}-{number:02d}": kind for kind in KINDS for number in range(len(kind["facts"]))}
+FIRST_EDITION = "23f9440f37c9583e8194aa023d62771922438c4092203e454caf9ce74d7ca3d9"
 each_split = pytest.mark.parametrize("split", SPLITS)
 
 
@@ -73,8 +78,8 @@ def shown(a: str, b: str) -> str:
 
 
 @each_split
-def test_split_is_large_enough(split):
-    assert len(ROWS[split]) >= AT_LEAST[split]
+def test_split_has_its_share_of_every_kind(split):
+    assert len(ROWS[split]) == len(KINDS) * SHARES[split]
 
 
 @each_split
@@ -125,28 +130,54 @@ def test_there_are_at_least_fifty_kinds_with_distinct_names():
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["kind"])
 def test_kind_has_three_phrasings_and_enough_different_facts(kind):
-    assert set(kind) == {"kind", "topic", "phrasings", "facts"}
+    assert {"kind", "topic", "phrasings", "facts", "alike"} <= set(kind) <= {*kind, "also_true"}
     assert len(set(kind["phrasings"])) >= 3
     assert all(phrasing.count("{}") == 1 and phrasing.endswith("?") for phrasing in kind["phrasings"])
-    assert all(len(fact) == 5 and all(isinstance(text, str) for text in fact) for fact in kind["facts"])
+    assert all(len(fact) in (2, 5) and all(isinstance(text, str) for text in fact) for fact in kind["facts"])
     subjects, answers = ({fact[i].casefold() for fact in kind["facts"]} for i in (0, 1))
     assert len(subjects) == len(kind["facts"])
     assert len(answers) >= 8  # so that the kind alone does not give the answer
+    numbers = range(len(kind["facts"]))
+    assert sorted(n for group in kind["alike"] for n in group) == list(numbers)
+    for number, others in kind.get("also_true", {}).items():
+        assert number in numbers and set(others) <= set(numbers) - {number} and len(others) == len(set(others))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["kind"])
 def test_kind_is_in_every_split_in_the_stated_shares(kind):
     ids = [f"{kind['kind']}-{number:02d}" for number in range(len(kind["facts"]))]
-    assert Counter(SPLIT_OF[id] for id in ids) == {"train": 12, "validation": 4, "test": 8}
+    assert Counter(SPLIT_OF[id] for id in ids) == SHARES
 
 
-def test_every_question_shows_the_choices_of_its_fact_and_names_its_subject():
+def test_every_question_shows_its_right_answer_and_names_its_subject():
     assert SPLIT_OF.keys() == FACTS.keys()
     for row in itertools.chain(*ROWS.values()):
-        subject, right, *wrong = FACTS[row["id"]]
+        subject, right, *_ = FACTS[row["id"]]
         assert right_of(row) == right, row
-        assert sorted(row["choices"]["text"]) == sorted([right, *wrong]), row
         assert subject[1:] in row["question"], row  # its first letter may have become a capital
+
+
+def test_wrong_choices_are_right_answers_of_the_same_kind_and_not_true():
+    for row in itertools.chain(*ROWS.values()):
+        kind = KIND_OF[row["id"]]
+        number = int(row["id"][-2:])
+        too_true = {kind["facts"][n][1] for n in kind.get("also_true", {}).get(number, [])}
+        wrong = set(row["choices"]["text"]) - {right_of(row)}
+        assert len(wrong) == 3 and wrong <= {fact[1] for fact in kind["facts"]} - too_true, row
+
+
+def test_the_first_edition_stays_as_it_was():
+    # results that name it stand on these very questions
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        digest.update((FOLDER / "editions" / "1" / f"{split}.jsonl").read_bytes())
+    assert digest.hexdigest() == FIRST_EDITION
+
+
+def test_no_question_of_the_first_editions_test_was_moved_to_training():
+    # so that a model trained on the second edition may be scored on the first
+    first = {row["id"] for row in read("editions/1/test")}
+    assert first <= {row["id"] for row in ROWS["test"]}
 
 
 # --- leaks between splits --------------------------------------------------------------------------------------------
@@ -196,6 +227,21 @@ def test_no_two_questions_are_near_duplicates():
 # --- answers that can be guessed without the question ----------------------------------------------------------------
 
 
+def fitted(rows: list[dict]) -> Counter:
+    """A choice's logarithmic odds of being right in these rows; 0 for one that is not in them."""
+    right = Counter(right_of(row) for row in rows)
+    shown = Counter(text for row in rows for text in row["choices"]["text"])
+    return Counter({text: log((right[text] + 0.25) / (shown[text] - right[text] + 0.75) * 3) for text in shown})
+
+
+def fitted_words(rows: list[dict]):
+    """The same of single words: the mean over a choice's words."""
+    right = Counter(word for row in rows for word in words(right_of(row)))
+    shown = Counter(word for row in rows for text in row["choices"]["text"] for word in words(text))
+    odds = Counter({w: log((right[w] + 0.25) / (shown[w] - right[w] + 0.75) * 3) for w in shown})
+    return lambda text: mean(odds[word] for word in words(text))
+
+
 def share_right(split: str, preference) -> float:
     """Accuracy of taking the choice that ``preference`` scores highest, ties broken at random."""
     shares = []
@@ -236,13 +282,49 @@ def test_taking_the_longest_or_shortest_choice_is_near_chance(split, preference)
     assert share_right(split, preference) == pytest.approx(0.25, abs=0.07)
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_choices_that_were_right_or_wrong_in_train_give_little_away(split):
-    right = Counter(right_of(row) for row in ROWS["train"])
-    wrong = Counter(text for row in ROWS["train"] for text in row["choices"]["text"]) - right
-    assert share_right(split, lambda text: right[text]) <= 0.3
-    # most right answers occur once and wrong ones recur, so that the opposite is worth a little: see the card
-    assert share_right(split, lambda text: (-right[text], wrong[text])) <= 0.4
+def test_in_test_every_answer_is_wrong_three_times_as_often_as_right():
+    # so that no score of an answer by itself, learned wherever it may be, says anything about the question at hand
+    right, wrong = Counter(), Counter()
+    for row in ROWS["test"]:
+        kind = KIND_OF[row["id"]]["kind"]
+        for text in row["choices"]["text"]:
+            (right if text == right_of(row) else wrong)[kind, text] += 1
+    assert wrong == Counter({key: 3 * count for key, count in right.items()})
+
+
+def test_answers_of_train_are_no_wrong_choices_elsewhere():
+    # a model has seen their questions, and could rule them out
+    for split in ("validation", "test"):
+        right = {(KIND_OF[row["id"]]["kind"], right_of(row)) for s in SPLITS[1:] for row in ROWS[s]}
+        for row in ROWS[split]:
+            assert {(KIND_OF[row["id"]]["kind"], text) for text in row["choices"]["text"]} <= right, row
+
+
+def test_in_train_its_own_answers_are_wrong_choices_about_as_often_as_others():
+    wrong = Counter()
+    for row in ROWS["train"]:
+        kind = KIND_OF[row["id"]]
+        own = {fact[1] for n, fact in enumerate(kind["facts"]) if SPLIT_OF[f"{kind['kind']}-{n:02d}"] == "train"}
+        wrong.update(text in own for text in row["choices"]["text"] if text != right_of(row))
+    share = (SHARES["train"] - 1) / (sum(SHARES.values()) - 1)  # its own right answer is none of them
+    assert wrong[True] / wrong.total() == pytest.approx(share, abs=0.06)  # of 684; a standard error is 0.014
+
+
+@pytest.mark.parametrize(
+    "learned_from", [("train",), ("train", "validation")], ids=["from train", "from train and validation"]
+)
+def test_a_rule_that_sees_only_the_choices_is_at_chance_on_test(learned_from):
+    rows = [row for split in learned_from for row in ROWS[split]]
+    odds, by_words = fitted(rows), fitted_words(rows)
+    shown = Counter(text for row in rows for text in row["choices"]["text"])
+    for rule in (odds.__getitem__, lambda t: -odds[t], by_words, lambda t: -by_words(t), shown.__getitem__):
+        assert share_right("test", rule) == pytest.approx(0.25, abs=0.035)  # 2.4 standard errors of 912 questions
+
+
+def test_a_rule_that_sees_only_the_choices_is_near_chance_on_validation():
+    odds, by_words = fitted(ROWS["train"]), fitted_words(ROWS["train"])
+    for rule in (odds.__getitem__, lambda t: -odds[t], by_words, lambda t: -by_words(t)):
+        assert share_right("validation", rule) == pytest.approx(0.25, abs=0.07)  # 2.4 standard errors of 228
 
 
 # --- build.py --------------------------------------------------------------------------------------------------------
@@ -270,21 +352,35 @@ def test_build_deals_every_fact_to_one_split_and_uses_all_phrasings(build):
         "kind": "made_up",
         "phrasings": ["what is {}?", "Name {}?", "Which is {}?"],
         "facts": [[f"subject {i}", f"right {i}", f"x {i}", f"y {i}", f"z {i}"] for i in range(24)],
+        "alike": [list(range(0, 24, 2)), list(range(1, 24, 2))],
+        "also_true": {0: list(range(1, 10)), 5: [6]},
     }
     out = build.questions_of(kind)
-    assert {split: len(rows) for split, rows in out.items()} == {"train": 12, "validation": 4, "test": 8}
+    assert {split: len(rows) for split, rows in out.items()} == SHARES
     rows = list(itertools.chain(*out.values()))
     assert sorted(row["id"] for row in rows) == [f"made_up-{i:02d}" for i in range(24)]
     assert Counter(row["question"].split()[0] for row in rows) == {"What": 8, "Name": 8, "Which": 8}
     for row in rows:
         number = int(row["id"][-2:])
         assert row["question"].endswith(f" subject {number}?")
-        assert row["choices"] == kind["facts"][number][1:]
+        right, *wrong = row["choices"]
+        assert right == f"right {number}"
+        numbers = [int(text.split()[1]) for text in wrong]
+        assert len(set(numbers)) == 3 and not {number, *kind["also_true"].get(number, [])} & set(numbers)
 
 
 def test_build_refuses_a_kind_with_too_few_facts(build):
     with pytest.raises(ValueError):
-        build.questions_of({"kind": "short", "phrasings": ["{}?"], "facts": [["s", "a", "b", "c", "d"]] * 23})
+        build.questions_of(
+            {"kind": "short", "phrasings": ["{}?"], "facts": [["s", "a", "b", "c", "d"]] * 23, "alike": [range(23)]}
+        )
+
+
+def test_build_refuses_a_fact_of_which_too_many_answers_are_true(build):
+    facts = [[f"subject {i}", f"right {i}"] for i in range(24)]
+    kind = {"kind": "true", "phrasings": ["{}?"], "facts": facts, "alike": [list(range(24))]}
+    with pytest.raises(networkx.NetworkXUnfeasible):
+        build.questions_of({**kind, "also_true": {n: [m for m in range(24) if m != n] for n in range(24)}})
 
 
 @pytest.mark.parametrize("count", [1, 6, 41])

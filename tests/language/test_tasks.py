@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ivon_lora_lite import TASKS, load_task
-from ivon_lora_lite.language import letter_prompt
+from ivon_lora_lite.language import letter_prompt, name_in_record
 
 REAL_HUB = os.environ.get("IVON_LORA_HUB")  # read once: the fixture below hides it from every test
 SELECT = "Select one of the choices that answers the following question: "
@@ -226,7 +226,7 @@ def test_rows_edited_in_the_folder_are_seen(tmp_path):
 def test_everyday_comes_with_the_repository_and_needs_no_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("IVON_LORA_HUB", str(tmp_path))  # empty, and not asked
     task = load_task()
-    assert task.name == "everyday"
+    assert task.name == "everyday@2"
     folder = Path(__file__).parents[2] / "data" / "everyday"
     for split in ("train", "validation", "test"):
         rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text("utf8").splitlines()]
@@ -234,6 +234,26 @@ def test_everyday_comes_with_the_repository_and_needs_no_hub(tmp_path, monkeypat
         assert [q.id for q in questions] == [row["id"] for row in rows]
         assert ["ABCD"[q.answer] for q in questions] == [row["answerKey"] for row in rows]
         assert [list(q.choices) for q in questions] == [row["choices"]["text"] for row in rows]
+
+
+def test_a_former_edition_is_loaded_by_its_name():
+    first, second = load_task("everyday@1"), load_task("everyday@2")
+    assert first.name == "everyday@1" and len(first.test) == 456 and second == load_task("everyday")
+    assert {q.id for q in first.test} < {q.id for q in second.test} and first.test != second.test
+
+
+@pytest.mark.parametrize("name", ["everyday@3", "everyday@0", "everyday@first", "arc_easy@1"])
+def test_an_unknown_edition_is_refused(name):
+    with pytest.raises(ValueError, match="There is no edition .* Known editions: (1, 2|none)"):
+        load_task(name)
+
+
+def test_a_result_that_names_no_edition_is_of_the_first():
+    assert [name_in_record(n) for n in ("everyday", "everyday@2", "arc_easy")] == [
+        "everyday@1",
+        "everyday@2",
+        "arc_easy",
+    ]
 
 
 # --- where the hub is ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ...files import read_json
+from ...language import full_name
 from ...methods import METHODS, Settings
 from .cells import Cell, Context
 from .records import METRICS_FILE, fill, load_record
@@ -94,6 +95,7 @@ def run_table(
         raise ValueError(f"There is no engine {engine!r}. Known engines: {', '.join(ENGINES)}.")
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; expected at least 1.")
+    tasks = [full_name(task) for task in tasks]
     chains = plan(tasks, methods, seeds)
     _check_bases(out, chains)
     everything = [cell for chain in chains for cell in chain]
