@@ -16,6 +16,7 @@ from ..evaluation import (
     Predictions,
     Scores,
     TauSweep,
+    ece_floor,
     linearized,
     paired_differences,
     predict,
@@ -224,15 +225,21 @@ def summarize(folders: Sequence[Path]) -> dict:
     if any(k != kept[0] for k in kept) or any(r["settings"] != records[0]["settings"] for r in records):
         raise ValueError("These runs differ in more than the seed, so they do not belong in one summary.")
     out: dict = {"seeds": [r["config"]["seed"] for r in records], "config": kept[0], "scores": {}}
-    for method in METHODS:
+    methods = list(records[0]["scores"])  # a former edition had fewer
+    for method in methods:
         out["scores"][method] = {}
         for name in METRICS:
             values = torch.tensor([r["scores"][method][name] for r in records], dtype=torch.float64)
             error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
             out["scores"][method][name] = {"mean": float(values.mean()), "se": error, "values": values.tolist()}
-    found = {m: [Predictions.load(_predictions(Path(folder), m)) for folder in folders] for m in METHODS}
-    out["floor"] = {m: sum(r["scores"][m]["floor"] for r in records) / len(records) for m in METHODS}
-    out["paired"] = {m: paired_differences(found[RIVAL], found[m]) for m in records[0]["paired"]}
+    for name in METRICS:
+        values = [r["scores"]["IVON"][name] - r["scores"][RIVAL][name] for r in records]
+        out.setdefault("ivon_minus_adamw", {})[name] = {"mean": sum(values) / len(values), "values": values}
+    found = {m: [Predictions.load(_predictions(Path(folder), m)) for folder in folders] for m in methods}
+    floors = {m: [ece_floor(p.ensemble())[0] for p in kept] for m, kept in found.items()}
+    out["floor"] = {m: sum(values) / len(values) for m, values in floors.items()}
+    after = methods[methods.index(RIVAL) + 1 :]
+    out["paired"] = {m: paired_differences(found[RIVAL], found[m]) for m in after}
     out["settings"] = records[0]["settings"]
     out["seconds"] = [r["seconds"] for r in records]
     out["provenance"] = records[-1]["provenance"]

@@ -74,8 +74,33 @@ def test_a_sweep_equals_predict_at_each_tau(model, posterior, questions, format)
         want = predict(model, questions, tau=tau, **options)
         assert torch.equal(logits, want.logits)
         assert torch.equal(sweep.labels, want.labels)
-        assert torch.equal(sweep.predictions(tau).logits, want.logits)
+        assert torch.equal(sweep.predictions(tau).logits, want.logits if tau else want.logits[:1])
     assert not torch.equal(sweep.logits[1], sweep.logits[2])
+
+
+def test_elsewhere_fewer_draws_are_made_and_averaged(model, posterior, questions, tmp_path):
+    options = {"seed": 7, "posterior": posterior, "batch_size": 4}
+    sweep = tau_sweep(model, questions, taus=(0, 0.5, 1), samples=5, elsewhere=2, **options)
+    assert sweep.drawn == (1, 2, 5) and sweep.samples == 5
+    two = predict(model, questions, tau=0.5, samples=2, **options)
+    assert torch.equal(sweep.predictions(0.5).logits, two.logits)
+    for samples in (2, 3, 5, None):  # more than were made is all of them
+        torch.testing.assert_close(sweep.at(0.5, samples), two.ensemble(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sweep.at(0.5, 1), two.ensemble(1), rtol=0, atol=1e-6)
+    assert sweep.predictions(0.5, 4).metadata["samples"] == 2
+    again = TauSweep.load(sweep.save(tmp_path / "sweep.safetensors"))
+    assert again.drawn == sweep.drawn and torch.equal(again.probabilities, sweep.probabilities)
+
+
+@pytest.mark.parametrize("elsewhere", [0, 6])
+def test_impossible_numbers_of_draws_elsewhere_are_refused(model, posterior, questions, elsewhere):
+    with pytest.raises(ValueError, match="elsewhere"):
+        tau_sweep(model, questions, taus=(0, 1), samples=5, elsewhere=elsewhere, posterior=posterior)
+
+
+def test_a_sweep_refuses_counts_that_do_not_fit():
+    with pytest.raises(ValueError, match="drawn"):
+        TauSweep((0.0, 1.0), torch.zeros(2, 3, 4, 4), torch.zeros(4, dtype=torch.long), drawn=(1, 4))
 
 
 def test_at_tau_zero_all_draws_are_the_mean_and_elsewhere_none_is(model, posterior, questions):

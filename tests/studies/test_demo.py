@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -25,14 +27,18 @@ from ivon_lora_lite import (
 )
 from ivon_lora_lite.cli import main
 from ivon_lora_lite.evaluation import METRICS
+from ivon_lora_lite.methods import temperature
 from ivon_lora_lite.studies import demo as demo_module
 from ivon_lora_lite.studies.demo import METHODS, METRICS_FILE, summarize, table
+from ivon_lora_lite.studies.report import verdict, verdicts
 from ivon_lora_lite.training import finetuning as train
 
 TINY = {"steps": 4, "train_size": 8, "batch_size": 4, "samples": 3, "test_size": 12, "dtype": "fp32"}
 FILES = {  # row → where its logits are
     "before training": "before-training",
     "AdamW": "adamw",
+    "AdamW, early-stopped": "adamw-early-stopped",
+    "AdamW + temperature": "adamw-temperature",
     "IVON@mean": "ivon-mean",
     "IVON": "ivon",
 }
@@ -67,7 +73,16 @@ def demo(model, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "collate", spy)
-        scores = run_demo(out, model=model, taus=[0.5], progress=False, say=lambda *a, **_: said.append(*a), **TINY)
+        scores = run_demo(
+            out,
+            model=model,
+            taus=[0.5],
+            elsewhere=2,
+            linear=True,
+            progress=False,
+            say=lambda *a, **_: said.append(*a),
+            **TINY,
+        )
     return out, scores, batches, said
 
 
@@ -103,7 +118,7 @@ def test_metrics_say_what_was_run(demo, model):
     config = record["config"]
     said = {name: config[name] for name in TINY if name in config}
     assert said == {name: TINY[name] for name in ("steps", "train_size", "batch_size", "samples")}
-    assert config["task"] == "everyday" and config["split"] == "test" and config["model"] == model
+    assert config["task"] == "everyday@2" and config["split"] == "test" and config["model"] == model
     assert config["seed"] == 21 and config["questions"] == 12 and config["format"] == "text"
     assert config["lora"]["r"] == 8 and set(config["lora"]["targets"]) == {"q_proj", "v_proj"}
     assert record["settings"]["ivon"]["ess"] > 1 and record["settings"]["adamw"]["lr"] > 0
@@ -130,12 +145,13 @@ def test_predictions_have_one_row_per_question_and_draw(demo, questions, method,
 
 def test_the_sweep_holds_the_asked_temperature_between_mean_and_posterior(demo):
     sweep = TauSweep.load(demo[0] / "predictions" / "tau-sweep.safetensors")
-    assert sweep.taus == (0.0, 0.5, 1.0)
+    assert sweep.taus == (0.0, 0.5, 1.0) and sweep.drawn == (1, 2, 3)
     assert sweep.logits.shape == (3, 3, 12, 4)
     assert sweep.linear is not None and sweep.linear.mean.shape == (12, 4)
     assert torch.equal(sweep.logits[0, :1], predictions(demo[0], "IVON@mean").logits)
     assert torch.equal(sweep.logits[2], predictions(demo[0], "IVON").logits)
     assert not torch.equal(sweep.logits[1], sweep.logits[2])
+    assert torch.equal(sweep.logits[1, 2], sweep.logits[1, 0])  # only two draws were made there
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,7 +165,21 @@ def test_each_row_equals_the_scores_of_the_saved_predictions(demo, method):
 
 def test_the_rows_differ(demo):
     rows = metrics(demo[0])["scores"]
-    assert len({rows[method]["nll"] for method in METHODS}) == 4
+    early = metrics(demo[0])["facts"]["early_stopped_at"]
+    assert len({rows[method]["nll"] for method in METHODS}) == len(METHODS) - (early == TINY["steps"])
+
+
+def test_early_stopping_and_temperature_are_chosen_on_validation(demo):
+    out = demo[0]
+    facts, record = metrics(out)["facts"], metrics(out)
+    evaluated = {e["step"]: e["eval_nll"] for e in record["history"]["adamw"] if "eval_nll" in e}
+    assert facts["early_stopped_at"] == min(evaluated, key=evaluated.get) and len(evaluated) == 4
+    adamw, scaled = predictions(out, "AdamW"), predictions(out, "AdamW + temperature")
+    validation = load_task("everyday").validation
+    want, chosen = temperature(predict(load_run(out / "adamw"), validation), adamw)
+    assert facts["temperature"] == pytest.approx(chosen, rel=1e-6)
+    torch.testing.assert_close(scaled.logits, want.logits)
+    assert record["scores"]["AdamW"]["acc"] == record["scores"]["AdamW + temperature"]["acc"]
 
 
 def test_saved_runs_predict_what_was_saved(demo, questions):
@@ -181,10 +211,15 @@ def test_both_optimizers_saw_the_same_questions_in_the_same_order(demo):
 
 def test_paired_differences_in_the_metrics_are_ivon_minus_adamw(demo):
     record = metrics(demo[0])
-    for name in ("acc", "nll"):
-        rows, paired = record["scores"], record["paired"][name]
-        assert paired["difference"] == pytest.approx(rows["IVON"][name] - rows["AdamW"][name], abs=1e-6)
-        assert paired["interval"][0] <= paired["difference"] <= paired["interval"][1]
+    assert list(record["paired"]) == list(METHODS[2:])
+    rows = record["scores"]
+    for method, paired in record["paired"].items():
+        for name in METRICS:
+            floor = rows[method]["floor"] - rows["AdamW"]["floor"] if name == "ece" else 0.0
+            want = rows[method][name] - rows["AdamW"][name] - floor
+            assert paired[name]["difference"] == pytest.approx(want, abs=1e-5)
+            low, high = paired[name]["interval"]
+            assert low <= paired[name]["difference"] + 1e-9 and paired[name]["difference"] <= high + 1e-9
 
 
 class Links(HTMLParser):
@@ -220,12 +255,13 @@ def test_the_report_shows_the_rows_and_where_they_come_from(demo, model):
 def test_the_table_has_a_line_per_row_with_intervals(demo):
     scores = demo[1]
     head, *lines = table(scores).splitlines()
-    assert head.split() == ["ACC", "ECE", "NLL", "BRIER"]
-    assert len(lines) == 4
+    assert head.split() == ["ACC", "ECE", "NLL", "BRIER", "ECE", "floor"]
+    assert len(lines) == 6
     for line, method in zip(lines, METHODS):
         assert line.startswith(method)
         low, high = scores[method].intervals["nll"]
         assert f"{scores[method]['nll']:.3f} [{low:.3f}, {high:.3f}]" in line
+        assert line.endswith(f"{scores[method].floor:.3f}")
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -261,7 +297,7 @@ def test_an_empty_folder_is_fine_and_weights_and_report_can_be_left_out(model, t
 def test_the_rows_are_mean_and_posterior_whatever_temperatures_are_asked_for(demo, model, tmp_path):
     # otherwise "IVON@mean" would be a draw at the lowest τ, and "IVON" the prediction at the highest one
     scores = run_demo(tmp_path, model=model, taus=[0.25, 2.0], weights=False, report=False, **TINY, **QUIET)
-    assert scores == demo[1]
+    assert scores == demo[1]  # and whether the model was linearised
     assert TauSweep.load(tmp_path / "predictions" / "tau-sweep.safetensors").taus == (0.0, 0.25, 1.0, 2.0)
 
 
@@ -379,6 +415,7 @@ def two_seeds(demo, tmp_path):
         other["scores"][method] |= dict(zip(METRICS, rng.uniform(size=4)))
     for folder, content in zip(folders, (record, other)):
         folder.mkdir()
+        shutil.copytree(demo[0] / "predictions", folder / "predictions")
         (folder / METRICS_FILE).write_text(json.dumps(content), "utf8")
     return folders
 
@@ -405,6 +442,36 @@ def test_a_summary_is_mean_and_standard_error_over_seeds(two_seeds):
         gap = [record["scores"]["IVON"][name] - record["scores"]["AdamW"][name] for record in records]
         assert summary["ivon_minus_adamw"][name]["values"] == pytest.approx(gap, abs=1e-12)
         assert summary["ivon_minus_adamw"][name]["mean"] == pytest.approx(np.mean(gap), abs=1e-12)
+        # both folders hold the same logits, so the pooled differences are those of one
+        pooled, one = summary["paired"]["IVON"][name], records[0]["paired"]["IVON"][name]
+        assert [pooled["difference"], *pooled["interval"]] == pytest.approx([one["difference"], *one["interval"]])
+
+
+def test_a_verdict_says_only_what_the_interval_allows():
+    def said(difference, low, high, name="nll"):
+        paired = {name: {"difference": difference, "interval": [low, high]}}
+        return verdict(paired, "AdamW", "IVON", [name])[0]
+
+    assert said(-0.12, -0.18, -0.06) == "IVON has a lower NLL than AdamW (−0.120 [−0.180, −0.060])."
+    assert said(0.02, 0.01, 0.03, "acc") == "IVON has a higher accuracy than AdamW (+0.020 [+0.010, +0.030])."
+    assert said(0.02, -0.01, 0.05) == "IVON and AdamW cannot be told apart in NLL (+0.020 [−0.010, +0.050])."
+    assert said(0.0, 0.0, 0.0).startswith("IVON and AdamW cannot be told apart")
+
+
+def test_the_demo_prints_and_shows_its_verdict(demo):
+    sentences = verdicts(metrics(demo[0]))
+    assert len(sentences) == 6
+    page = html.unescape((demo[0] / "report.html").read_text("utf8"))
+    assert all(f"<li>{sentence}</li>" in page for sentence in sentences)
+
+
+def test_the_report_shows_the_question_on_which_the_draws_disagree_most(demo, questions):
+    page = html.unescape((demo[0] / "report.html").read_text("utf8"))
+    ivon = predictions(demo[0], "IVON")
+    question = questions[int(ivon.mutual_information().argmax())]
+    table = page[page.index(f"<b>{question.stem}</b>") :].split("</table>")[0]
+    assert table.count("<tr>") == 1 + len(question.choices)
+    assert all(title in table for title in ("before training", "AdamW", "IVON@mean", "draw 1", "draw 3", "average"))
 
 
 def test_one_seed_has_no_standard_error(two_seeds):
