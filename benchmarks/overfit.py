@@ -2,7 +2,7 @@
 
     python benchmarks/overfit.py --out data/runs/everyday-overfit
 
-SmolLM2-135M on the first 160 training questions of `everyday`, 400 steps of 4, so every question is used ten times.
+SmolLM2-135M on the first 160 training questions of `everyday@1`, 400 steps of 4, so every question is used ten times.
 `adamw-high` is AdamW at 5e-4, a common value that nobody tuned here; `adamw` and `ivon` are the small preset, chosen on
 the validation split for 200 steps. All are evaluated on 120 validation questions as they go (IVON at the mean), and on
 the test split at the end (IVON at the mean and with 10 draws).
@@ -19,11 +19,24 @@ import statistics
 import time
 from pathlib import Path
 
-from ivon_lora_lite import Predictions, Run, Task, finetune, load_model, load_task, predict, save_run, score
+from ivon_lora_lite import (
+    Predictions,
+    Run,
+    Task,
+    finetune,
+    hyperparameters,
+    load_model,
+    load_task,
+    predict,
+    save_run,
+    score,
+)  # fmt: skip
 from ivon_lora_lite.evaluation import METRICS
 from ivon_lora_lite.files import provenance, read_json, write_json
 
-METHODS = {"adamw-high": ("adamw", {"lr": 5e-4}), "adamw": ("adamw", {}), "ivon": ("ivon", {})}
+METHODS = {"adamw-high": ("adamw", {"lr": 5e-4})} | {
+    name: (name, hyperparameters(name, "small", "everyday", 200)) for name in ("adamw", "ivon")
+}
 HISTORY = "history.json"
 # the files of a run's test predictions, and the row of the summary that each becomes
 ROWS = {"predictions": "", "predictions-mean": "@mean"}
@@ -101,7 +114,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10, help="draws of IVON's test predictions")
     parser.add_argument("--keep", type=Path, help="also save adapters and posteriors, into this folder")
     args = parser.parse_args()
-    model, task = load_model(), load_task("everyday")
+    model, task = load_model(), load_task("everyday@1")
     common = {"steps": args.steps, "train_size": args.train_size, "eval_every": args.eval_every}
     common |= {"eval_size": args.eval_size}
     rest = {"batch_size": 4, "samples": args.samples, "questions": len(task.test[: args.test_size])}

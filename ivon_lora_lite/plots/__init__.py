@@ -5,7 +5,15 @@
 """
 
 from .explorer import CAPTION, MEAN, TauExplorer
-from .figures import line_taus, path_figure, reliability_bars, reliability_figure, seeds_figure, tradeoff_figure
+from .figures import (
+    lengths_figure,
+    line_taus,
+    path_figure,
+    reliability_bars,
+    reliability_figure,
+    seeds_figure,
+    tradeoff_figure,
+)
 from .report import report_html, sweep_html
 from .style import AXIS, COLORS, INK, LAYOUT, TITLES, axis_range, rounded
 from .tables import draws_html, flips_html, table_html

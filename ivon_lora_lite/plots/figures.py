@@ -155,6 +155,37 @@ def seeds_figure(
     return figure.update_layout(**LAYOUT, height=80 + 190 * len(sweeps), legend=legend)
 
 
+def lengths_figure(results: Mapping[str, Mapping[float, Sequence[Mapping[str, float]]]]) -> go.Figure:
+    """The four metrics against the length of training, a line per method; bars are standard errors over seeds.
+
+    Args:
+        results: method → passes over the training questions → scores, one per seed. Methods whose titles start with
+            ``AdamW`` or ``IVON`` have these colours, the first of each the full line, further ones dashed and dotted.
+    """
+    titles = [f"<b>{TITLES[name]}</b>" for name in METRICS]
+    figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.11)
+    dashes: dict[str, list[str]] = {}
+    for method, by_length in results.items():
+        color = COLORS["ivon" if method.startswith("IVON") else "adamw" if method.startswith("AdamW") else "before"]
+        dash = dashes.setdefault(color, ["solid", "dash", "dot", "dashdot"]).pop(0)
+        lengths = sorted(by_length)
+        for k, name in enumerate(METRICS):
+            values = [torch.tensor([scores[name] for scores in by_length[n]], dtype=torch.float64) for n in lengths]
+            errors = [float(v.std() / len(v) ** 0.5) if len(v) > 1 else 0.0 for v in values]
+            figure.add_scatter(
+                x=lengths, y=[round(float(v.mean()), 4) for v in values], mode="markers+lines", name=method,
+                legendgroup=method, line={"color": color, "dash": dash}, showlegend=k == 0,
+                error_y={"array": [round(e, 4) for e in errors], "thickness": 1.2},
+                row=k // 2 + 1, col=k % 2 + 1,
+            )  # fmt: skip
+    ticks = sorted({n for by_length in results.values() for n in by_length})
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{n:g}" for n in ticks])
+    figure.update_xaxes(title={"text": "passes over the training questions", **AXIS}, row=2)
+    figure.update_annotations(font_size=14)
+    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.16, "yanchor": "top"}
+    return figure.update_layout(**LAYOUT, height=560, legend=legend)
+
+
 def reliability_figure(predictions: Mapping[str, tuple[Tensor, Tensor]], bins: int = BINS) -> go.Figure:
     """Reliability diagrams side by side: accuracy per bin of confidence, the diagonal, and how full the bins are.
 

@@ -130,7 +130,7 @@ def finetune(
         "format": format,
         "schedule": schedule,
         "continued": start is not None,
-        "settings": hyperparameters(optimizer, preset, name) | settings,
+        "settings": hyperparameters(optimizer, preset, name, steps) | settings,
         "model": description_of(model),
     }
     with ExitStack() as stack:

@@ -1,9 +1,13 @@
 """Hyperparameters by task: the paper's, and values measured for small models on the validation split."""
 
+import math
+
 _PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False}
-# lowest validation NLL on `everyday` with SmolLM2-135M: data/runs/everyday-search, made by benchmarks/search.py
-_SMALL = {**_PAPER, "lr": 0.2, "ess": 8.16e5, "hess_init": 1e-3}  # σ = 0.035
-_SMALL_ADAMW = {"lr": 2e-4, "weight_decay": 0.0}
+# number of steps → settings with the lowest validation NLL on `everyday@1` with SmolLM2-135M: data/runs/everyday-search
+_SMALL = {
+    "adamw": {200: {"lr": 2e-4}},
+    "ivon": {200: {"lr": 0.2, "ess": 8.16e5, "beta2": 1 - 1e-5}},  # σ = 0.035
+}
 # λ and h₀ per task (Cong et al. 2024, Table 2 and their public configuration)
 _PAPER_TASKS = {
     "winogrande_s": {"ess": 1e7, "hess_init": 3e-4},
@@ -21,8 +25,15 @@ _RUNS = {
 PRESETS = ("small", "paper")
 
 
-def hyperparameters(optimizer: str, preset: str, task: str) -> dict:
+def hyperparameters(optimizer: str, preset: str, task: str, steps: int | None = None) -> dict:
     """The preset's settings for an optimizer and a task.
+
+    Args:
+        optimizer: ``"ivon"`` or ``"adamw"``.
+        preset: ``"small"`` or ``"paper"``.
+        task: the paper's preset depends on it.
+        steps: the small preset depends on the length of the run: between the lengths that were searched, settings are
+            interpolated on a logarithmic scale; beyond them they stay. Default: the preset's own length.
 
     Raises:
         ValueError: unknown preset, or the paper's preset for a task that the paper does not have.
@@ -30,12 +41,29 @@ def hyperparameters(optimizer: str, preset: str, task: str) -> dict:
     if preset not in PRESETS:
         raise ValueError(f"There is no preset {preset!r}. Known presets: {', '.join(PRESETS)}.")
     if preset == "small":
-        return dict(_SMALL) if optimizer == "ivon" else dict(_SMALL_ADAMW)
+        found = _interpolated(_SMALL[optimizer], _RUNS["small"]["steps"] if steps is None else steps)
+        return {**_PAPER, "hess_init": 1e-3, **found} if optimizer == "ivon" else {**found, "weight_decay": 0.0}
     if optimizer == "adamw":
         return {"lr": 5e-5, "weight_decay": 0.0}
     if task not in _PAPER_TASKS:
         raise ValueError(f"The paper has no settings for {task!r}; it has them for {', '.join(_PAPER_TASKS)}.")
     return _PAPER | _PAPER_TASKS[task]
+
+
+def _interpolated(table: dict[int, dict[str, float]], steps: int) -> dict[str, float]:
+    """The table's row for a number of steps; between two rows weighted geometric means (for β₂ of 1 − β₂)."""
+    below = max((n for n in table if n <= steps), default=min(table))
+    above = min((n for n in table if n >= steps), default=max(table))
+    share = 0.0 if below == above else math.log(steps / below) / math.log(above / below)
+
+    def between(low: float, high: float) -> float:
+        return low if share == 0 else float(f"{low ** (1 - share) * high**share:.3g}")
+
+    rows = [(name, low, table[above][name]) for name, low in table[below].items()]
+    return {
+        name: 1 - between(1 - low, 1 - high) if name == "beta2" and share else between(low, high)
+        for name, low, high in rows
+    }
 
 
 def run_options(

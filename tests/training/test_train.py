@@ -128,6 +128,27 @@ def test_presets_of_the_paper_give_its_noise():
     assert hyperparameters("adamw", "paper", "boolq") == {"lr": 5e-5, "weight_decay": 0.0}
 
 
+def test_the_small_preset_follows_the_length_of_the_run(monkeypatch):
+    first, last = {"lr": 0.2, "ess": 8e5, "beta2": 1 - 1e-5}, {"lr": 0.2, "ess": 2e5, "beta2": 1 - 1e-3}
+    monkeypatch.setattr("ivon_lora_lite.training.presets._SMALL", {"ivon": {200: first, 800: last}})
+
+    def at(steps):
+        settings = hyperparameters("ivon", "small", "any", steps)
+        return {name: settings[name] for name in first}
+
+    assert at(None) == at(200) == at(1) == first and at(800) == at(100_000) == last
+    assert at(400) == {"lr": 0.2, "ess": pytest.approx(4e5), "beta2": pytest.approx(1 - 1e-4, abs=1e-9)}
+    shared = {"beta1": 0.9, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False, "hess_init": 1e-3}
+    assert hyperparameters("ivon", "small", "any", 400) == {**shared, **at(400)}
+
+
+def test_a_run_takes_the_settings_of_its_length(tiny_model, task, monkeypatch):
+    table = {"adamw": {2: {"lr": 1e-3}, 8: {"lr": 1e-5}}}
+    monkeypatch.setattr("ivon_lora_lite.training.presets._SMALL", table)
+    rates = {s: finetune(tiny_model(), task, optimizer="adamw", steps=s, progress=False) for s in (1, 4, 9)}
+    assert {s: run.config["settings"]["lr"] for s, run in rates.items()} == {1: 1e-3, 4: 1e-4, 9: 1e-5}
+
+
 def test_diagnostics_by_hand():
     w = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
     optimizer = IVON([w], lr=0.1, ess=4.0, hess_init=1.0, weight_decay=0.0, clip_radius=0.5, beta1=0.0, beta2=0.5,

@@ -1,0 +1,108 @@
+"""Test scores against passes over the data: AdamW, its honest rivals (early stopping, temperature), and IVON.
+
+    python benchmarks/passes.py --work outputs/passes --out data/runs/passes
+
+SmolLM2-135M on the first 160 training questions. Every length is a run of its own with its own decay of the learning
+rate and the small preset's settings for that length, which were chosen on validation questions of `everyday`
+(`benchmarks/search.py`). `everyday` is scored on all its test questions, ARC-Easy (`--hub`) too. A length is a table of
+its own (`ivon_lora_lite table1`): resumable, whole cells only. `--out` gets scores and logits, without weights. At 20
+passes IVON is also sampled at 13 temperatures.
+
+`--show` prints what is finished.
+"""
+
+import argparse
+from pathlib import Path
+
+from ivon_lora_lite import Settings, load_model, load_run, load_task, run_table, tau_sweep
+from ivon_lora_lite.language import full_name
+from ivon_lora_lite.methods import METHODS
+from ivon_lora_lite.studies import load_records
+from ivon_lora_lite.studies.table1 import export
+
+ROWS = ("adamw", "adamw@early", "temperature", "ivon@mean", "ivon")
+# task → passes → how many seeds; in this order, so that a stopped run has the lengths that matter most
+LENGTHS = {"everyday": {20: 3, 5: 3, 40: 3, 10: 3, 2: 3, 60: 1}, "arc_easy": {20: 3, 5: 3}}
+SEEDS = (21, 42, 87)
+SWEPT, TAUS = 20, (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+TRAIN_SIZE, BATCH_SIZE = 160, 4
+
+
+def settings(passes: int, args: argparse.Namespace) -> Settings:
+    """What all cells of one length share."""
+    return Settings(
+        model=args.model, steps=passes * args.train_size // BATCH_SIZE, batch_size=BATCH_SIZE,
+        train_size=args.train_size, test_size=args.test_size, validation_size=args.validation_size,
+        evaluations=min(10, 2 * passes), samples=args.samples, dtype=args.dtype,
+    )  # fmt: skip
+
+
+def folder(base: Path, passes: int) -> Path:
+    return base / f"{passes}-passes"
+
+
+def sweep(task: str, args: argparse.Namespace) -> None:
+    """IVON's runs at one length, sampled at many temperatures."""
+    questions = load_task(task, hub=args.hub).test[: args.test_size]
+    for seed in SEEDS[: LENGTHS[task][SWEPT]]:
+        file = args.out / f"{full_name(task)}-{SWEPT}-passes-seed{seed}-sweep.safetensors"
+        if file.exists():
+            continue
+        source = folder(args.work, SWEPT) / full_name(task) / "ivon" / f"seed{seed}"
+        run = load_run(source, load_model(args.model, dtype=args.dtype, progress=False))
+        facts = {"task": full_name(task), "passes": SWEPT, "run_seed": seed}
+        tau_sweep(run, questions, taus=TAUS, samples=args.samples, elsewhere=min(4, args.samples), metadata=facts).save(
+            file
+        )
+        print(f"{file.name} is written", flush=True)
+
+
+def results(out: Path, task: str) -> dict[str, dict[int, list[dict[str, float]]]]:
+    """title of a method → passes → scores, one per seed: what `lengths_figure` draws."""
+    titles = {"temperature": "AdamW + temperature", "ivon": "IVON, draws"}
+    found: dict[str, dict[int, list]] = {}
+    for place in out.glob("*-passes"):
+        for record in load_records(place):
+            if record.cell.task == full_name(task):
+                title = titles.get(record.cell.method, METHODS[record.cell.method].title)
+                passes = int(place.name.partition("-")[0])
+                found.setdefault(title, {}).setdefault(passes, []).append(record.scores)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="gets the runs with their weights")
+    parser.add_argument("--out", type=Path, required=True, help="gets scores and logits")
+    parser.add_argument("--tasks", nargs="+", choices=LENGTHS, default=list(LENGTHS))
+    parser.add_argument("--lengths", type=int, nargs="+", help="only these numbers of passes")
+    parser.add_argument("--hub", help="folder laid out like the Hub")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--train-size", type=int, default=TRAIN_SIZE)
+    parser.add_argument("--test-size", type=int, help="default: all")
+    parser.add_argument("--validation-size", type=int, help="default: all")
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--show", action="store_true", help="print what is finished and stop")
+    args = parser.parse_args()
+    if not args.show:
+        if args.work is None:
+            parser.error("--work is needed to train; --show prints what is there")
+        for task in args.tasks:
+            for passes, count in LENGTHS[task].items():
+                if args.lengths and passes not in args.lengths:
+                    continue
+                run_table(folder(args.work, passes), [task], ROWS, SEEDS[:count], settings(passes, args), hub=args.hub)
+                export(folder(args.work, passes), folder(args.out, passes))
+                if passes == SWEPT:
+                    sweep(task, args)
+    for task in args.tasks:
+        for title, by_length in results(args.out, task).items():
+            for passes, scores in sorted(by_length.items()):
+                means = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+                listed = "  ".join(f"{name.upper()} {value:.3f}" for name, value in means.items())
+                print(f"{full_name(task):12} {passes:3} passes  {title:22} {listed}  ({len(scores)} seeds)")
+
+
+if __name__ == "__main__":
+    main()
