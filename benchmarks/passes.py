@@ -14,9 +14,9 @@ passes IVON is also sampled at 13 temperatures.
 import argparse
 from pathlib import Path
 
-from ivon_lora_lite import Settings, load_model, load_run, load_task, run_table, tau_sweep
+from ivon_lora_lite import load_model, load_run, load_task, run_table, tau_sweep
 from ivon_lora_lite.language import full_name
-from ivon_lora_lite.methods import METHODS
+from ivon_lora_lite.methods import METHODS, Settings
 from ivon_lora_lite.studies import load_records
 from ivon_lora_lite.studies.table1 import export
 

@@ -66,14 +66,14 @@ def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] 
     hover = "%{text}<br>NLL %{x:.3f}<br>accuracy %{y:.3f}<extra></extra>"
     figure.add_scatter(
         x=rounded(curves["nll"]), y=rounded(curves["acc"]), mode="markers+lines+text", name="IVON, τ",
-        text=[f"τ = {t:g}" for t in sweep.taus], textposition="bottom center", textfont={"size": 11},
+        text=[f"τ = {t:g}" for t in sweep.taus], textposition="bottom center", textfont={"size": 12},
         line={"color": COLORS["ivon"]}, marker={"size": 7}, hovertemplate=hover,
     )  # fmt: skip
     for title, scores in (rivals or {}).items():
         color = COLORS["adamw" if title.startswith("AdamW") else "before"]
         figure.add_scatter(
             x=[round(scores["nll"], 4)], y=[round(scores["acc"], 4)], mode="markers+text", text=[title], name=title,
-            textposition="top center", textfont={"size": 11, "color": color}, showlegend=False, hovertemplate=hover,
+            textposition="top center", textfont={"size": 12, "color": color}, showlegend=False, hovertemplate=hover,
             marker={"color": color, "size": 10, "symbol": "diamond"},
         )  # fmt: skip
     at = sweep.scores(tau, intervals=False)

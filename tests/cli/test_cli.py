@@ -192,18 +192,18 @@ def test_finetune_prints_scores_and_writes_a_run_that_evaluate_scores_the_same(m
     again = ("evaluate", out, "--quiet", "--test-size", 6)
     assert command(*again, "--samples", 3, "--save", logits) == 0
     said = capsys.readouterr().out
-    assert scores_of(said, "everyday, 3 draws, τ = 1: ") == draws
+    assert scores_of(said, "everyday@2, 3 draws, τ = 1: ") == draws
     assert "(3, 6, 4)" in said and str(logits) in said
     saved = Predictions.load(logits)
     assert saved.logits.shape == (3, 6, 4)
     assert str(score(saved)) == draws
 
     assert command(*again, "--samples", 0) == 0
-    assert scores_of(capsys.readouterr().out, "everyday, at the mean: ") == mean
+    assert scores_of(capsys.readouterr().out, "everyday@2, at the mean: ") == mean
     assert command(*again, "--samples", 2, "--tau", 0) == 0
-    assert scores_of(capsys.readouterr().out, "everyday, 2 draws, τ = 0: ") == mean
+    assert scores_of(capsys.readouterr().out, "everyday@2, 2 draws, τ = 0: ") == mean
     assert command(*again, "--samples", 3, "--seed", 5) == 0
-    assert scores_of(capsys.readouterr().out, "everyday, 3 draws, τ = 1: ") != draws
+    assert scores_of(capsys.readouterr().out, "everyday@2, 3 draws, τ = 1: ") != draws
 
 
 def test_adamw_has_no_draws_and_evaluates_the_same_at_its_one_point(model, tmp_path, capsys):
@@ -214,7 +214,7 @@ def test_adamw_has_no_draws_and_evaluates_the_same_at_its_one_point(model, tmp_p
         assert word not in said.replace(str(tmp_path), "")
     assert not (out / "posterior.safetensors").exists()
     assert command("evaluate", out, "--quiet", "--test-size", 6, "--samples", 4) == 0
-    assert scores_of(capsys.readouterr().out, "everyday, one point: ") == scores_of(said, "AdamW: ")
+    assert scores_of(capsys.readouterr().out, "everyday@2, one point: ") == scores_of(said, "AdamW: ")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])  # one of them is not what "auto" would take here
@@ -225,7 +225,7 @@ def test_evaluate_computes_in_the_dtype_of_the_run(dtype, model, tmp_path, capsy
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     assert next(load_run(out).model.parameters()).dtype == wanted
     assert command("evaluate", out, "--quiet", "--test-size", 6, "--samples", 3) == 0
-    assert scores_of(capsys.readouterr().out, "everyday, 3 draws, τ = 1: ") == printed
+    assert scores_of(capsys.readouterr().out, "everyday@2, 3 draws, τ = 1: ") == printed
 
 
 def test_options_reach_the_run(model, tmp_path, capsys):
@@ -264,7 +264,7 @@ def test_gates_are_learned_and_evaluate_scores_the_gated_run(optimizer, model, t
     assert re.search(r"Gates: mean rank \d\.\d of 4, mean width \d+\.\d bits; \d+\.\d% of the bit operations", said)
     assert json.loads((out / "run.json").read_text("utf8"))["config"]["gates"]["prior"] == 2.0
     assert command("evaluate", out, "--quiet", "--test-size", 6, "--samples", 0) == 0
-    title = {"ivon": ("IVON@mean: ", "everyday, at the mean: "), "adamw": ("AdamW: ", "everyday, one point: ")}[
+    title = {"ivon": ("IVON@mean: ", "everyday@2, at the mean: "), "adamw": ("AdamW: ", "everyday@2, one point: ")}[
         optimizer
     ]
     assert scores_of(capsys.readouterr().out, title[1]) == scores_of(said, title[0])
@@ -289,7 +289,7 @@ def test_the_papers_setting_on_a_task_from_a_hub_folder(model, hub, tmp_path, ca
     assert command("evaluate", out, "--quiet", "--hub", hub, "--samples", 2) == 0
     assert scores_of(capsys.readouterr().out, "winogrande_s, 2 draws, τ = 1: ") == printed
     assert command("evaluate", out, "--quiet", "--task", "everyday", "--samples", 2, "--test-size", 4) == 0
-    assert "(4 questions)" in scores_of(capsys.readouterr().out, "everyday, 2 draws, τ = 1: ")
+    assert "(4 questions)" in scores_of(capsys.readouterr().out, "everyday@2, 2 draws, τ = 1: ")
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_a_folder_with_another_run_is_left_alone(model, finished, tmp_path, caps
     options = ("--optimizer", "adamw", "--seed", 5)
     error = refusal(capsys, tmp_path, "finetune", "--model", model, *SMALL, *options, "--out", tmp_path / "run")
     assert str(tmp_path / "run") in error
-    assert "ivon on everyday, seed 21" in error  # of the run that is there
+    assert "ivon on everyday@2, seed 21" in error  # of the run that is there
 
 
 @pytest.mark.parametrize("name", ["finetune", "demo"])

@@ -19,7 +19,7 @@ def train(rank, ranks, model, folder, port):
     os.environ |= {"WORLD_SIZE": str(ranks), "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
     run = finetune(
         load_model(model, lora=LoraSettings(dropout=0.0), dtype="fp32", device="cpu"),
-        load_task("everyday").train[:24],
+        load_task("everyday@1").train[:24],
         optimizer="adamw", steps=6, batch_size=4 // ranks, seed=3, lr=1e-2, progress=False,
         gates=GateSettings(prior=2.0, start=0.5, lr=0.1),
     )  # fmt: skip

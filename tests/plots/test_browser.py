@@ -149,6 +149,10 @@ def test_the_slider_of_the_page_shows_what_scores_gives(sweep, offline, tmp_path
 
     def check(tau, linear):
         assert_shown(table.evaluate(SHOWN), sweep, tau, linear)
+        scores = sweep.scores(tau, 5, linear=linear, intervals=False)
+        last = "plot => { const now = plot.data.at(-1); return [now.x[0], now.y[0]]; }"
+        on_path = page.locator("#path .js-plotly-plot").evaluate(last)
+        assert on_path == pytest.approx([scores["nll"], scores["acc"]], abs=6e-5)
         assert page.locator("#value").inner_text() == slider.get_attribute("aria-valuetext") == f"τ = {tau:g}"
         assert page.locator("#flips").inner_text() == flips_text(sweep, tau, linear)
 

@@ -13,9 +13,13 @@ pytest.importorskip("ipywidgets")
 from ivon_lora_lite import Linearized, Question, Scores, TauExplorer, TauSweep, score
 from ivon_lora_lite.evaluation import METRICS, metrics
 from ivon_lora_lite.plots import (
+    COLORS,
     MEAN,
+    draws_html,
     flips_html,
+    lengths_figure,
     line_taus,
+    path_figure,
     reliability_bars,
     reliability_figure,
     table_html,
@@ -356,3 +360,43 @@ def test_a_notebook_shows_the_widget(sweep):
     bundle = TauExplorer(sweep)._repr_mimebundle_(include=None, exclude=None)
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert "application/vnd.jupyter.widget-view+json" in data
+
+
+# --- the path, lengths, draws ----------------------------------------------------------------------------------------
+
+
+def test_the_path_holds_accuracy_against_nll_at_every_tau_and_the_rivals(sweep):
+    rivals = {"AdamW": Scores({"acc": 0.9, "ece": 0.1, "nll": 0.2, "brier": 0.3}, {}, 50), "before": sweep.scores(0.25)}
+    figure = path_figure(sweep, 0.25, rivals)
+    path, adamw, before, now = figure.data
+    curves = sweep.curves()
+    assert list(path.x) == rounded(curves["nll"]) and list(path.y) == rounded(curves["acc"])
+    assert list(path.text) == ["τ = 0", "τ = 0.25", "τ = 1"]
+    assert (adamw.x[0], adamw.y[0], adamw.marker.color) == (0.2, 0.9, COLORS["adamw"])
+    assert before.marker.color == COLORS["before"]
+    at = sweep.scores(0.25)
+    assert [now.x[0], now.y[0]] == rounded([at["nll"], at["acc"]]) and now.marker.color == COLORS["now"]
+    for axis, values in ((figure.layout.xaxis, [0.2, *path.x]), (figure.layout.yaxis, [0.9, *path.y])):
+        assert axis.range[0] < min(values) and max(values) < axis.range[1]
+
+
+def test_lengths_are_means_with_standard_errors_over_seeds():
+    def scores(value):
+        return {name: value + k for k, name in enumerate(METRICS)}
+
+    figure = lengths_figure({"AdamW": {20: [scores(1.0), scores(3.0)], 5: [scores(0.5)]}, "IVON": {5: [scores(0.0)]}})
+    assert len(figure.data) == 8
+    for k, trace in enumerate(figure.data[:4]):
+        assert list(trace.x) == [5, 20] and list(trace.y) == pytest.approx([0.5 + k, 2.0 + k])
+        assert list(trace.error_y.array) == pytest.approx([0.0, 1.0])  # one seed has none; of 1 and 3 it is √2/√2
+        assert trace.line.color == COLORS["adamw"] and trace.name == "AdamW"
+    assert figure.data[4].line.color == COLORS["ivon"]
+    assert list(figure.layout.xaxis.tickvals) == [5, 20]
+
+
+def test_a_question_is_shown_draw_by_draw():
+    draws = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+    question = Question("", ("<b>wet</b>", "dry"), 1, "Water is …?", ("A", "B"))
+    page = draws_html(question, draws, {"AdamW": torch.tensor([0.9, 0.1])})
+    head, wet, dry = "AdamW draw 1 draw 2 average", "0.90 0.75 0.25 0.50", "0.10 0.25 0.75 0.50"
+    assert text(page) == f"Water is …? {head} &lt;b&gt;wet&lt;/b&gt; {wet} dry ✓ {dry}"

@@ -91,7 +91,7 @@ def test_methods_that_stand_on_adamw_share_its_weights(made):
     from safetensors.torch import load_file
 
     def weights(method):
-        return load_file(made / "everyday" / method / "seed21" / "adapter_model.safetensors")
+        return load_file(made / "everyday@2" / method / "seed21" / "adapter_model.safetensors")
 
     adamw = weights("adamw")
     for method in ("laplace_kfac", "laplace_diag"):
@@ -108,7 +108,7 @@ def test_accuracy_stays_where_only_the_temperature_changes(made):
 def test_laplace_cells_hold_the_average_of_their_linearised_draws(made):
     from ivon_lora_lite import linearized_laplace, load_run
 
-    folder = made / "everyday" / "laplace_kfac" / "seed21"
+    folder = made / "everyday@2" / "laplace_kfac" / "seed21"
     line = linearized_laplace(load_run(folder), load_task("everyday").test[:10])
     assert torch.allclose(load_record(folder).predictions.ensemble(), line.probabilities(1.0), atol=1e-5)
 
@@ -163,10 +163,10 @@ def test_a_ray_cluster_gives_the_same_table(made, tiny_folder, tmp_path):
 
 
 def test_a_finished_table_is_only_read(made, tiny_folder, capsys):
-    before = files(made / "everyday")
+    before = files(made / "everyday@2")
     assert main(command(tiny_folder, made)) == 0
     assert f"{CELLS} cells, {CELLS} of them finished already" in capsys.readouterr().out
-    assert files(made / "everyday") == before
+    assert files(made / "everyday@2") == before
 
 
 def test_early_stopping_keeps_the_weights_with_the_lowest_validation_nll(made, tiny_model):
@@ -219,7 +219,7 @@ def test_checkpoints_do_not_change_a_cell_and_are_removed(made, tiny_folder, tmp
     settings = Settings(model=str(tiny_folder), dtype="fp32", checkpoint_every=2, **SMOKE)
     run_table(tmp_path, ["everyday"], ["adamw"], [21], settings, say=lambda *a, **k: None)
     (mine,) = load_records(tmp_path)
-    other = load_record(made / "everyday" / "adamw" / "seed21")
+    other = load_record(made / "everyday@2" / "adamw" / "seed21")
     assert torch.equal(mine.predictions.logits, other.predictions.logits)
     assert not list(tmp_path.rglob("checkpoint-*"))
 
@@ -230,10 +230,10 @@ def test_without_weights_swa_is_trained_on_its_own_and_is_the_same(made, tiny_fo
     run_table(
         tmp_path, ["everyday"], ["adamw", "swag", "swa"], [21], settings, keep_weights=False, say=lambda *a, **k: None
     )
-    assert not (tmp_path / "everyday" / "swag" / "seed21" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "everyday@2" / "swag" / "seed21" / "adapter_model.safetensors").exists()
     for method in ("swa", "swag"):
-        mine = load_record(tmp_path / "everyday" / method / "seed21").predictions.logits
-        assert torch.equal(mine, load_record(made / "everyday" / method / "seed21").predictions.logits)
+        mine = load_record(tmp_path / "everyday@2" / method / "seed21").predictions.logits
+        assert torch.equal(mine, load_record(made / "everyday@2" / method / "seed21").predictions.logits)
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -260,7 +260,7 @@ def test_a_method_of_ones_own_takes_part(monkeypatch):
 def test_a_method_without_its_adamw_run_is_named(tiny_folder, tmp_path, capsys):
     assert main([*command(tiny_folder, tmp_path), "--methods", "swag"]) == 2
     error = capsys.readouterr().err
-    assert "everyday · swag · seed 21 stands on the adamw run of seed 21" in error and "--methods" in error
+    assert "everyday@2 · swag · seed 21 stands on the adamw run of seed 21" in error and "--methods" in error
     assert error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
@@ -271,7 +271,7 @@ def test_other_settings_need_another_folder(copy, tiny_folder, capsys):
 
 
 def test_runs_of_different_models_do_not_share_a_table(copy):
-    folder = copy / "everyday" / "swag" / "seed42"
+    folder = copy / "everyday@2" / "swag" / "seed42"
     edit(folder, lambda content: content["config"].update(model="another"))
     was = Predictions.load(folder / "predictions.safetensors")
     replace(was, metadata={**was.metadata, "model": "another"}).save(folder / "predictions.safetensors")
@@ -280,7 +280,7 @@ def test_runs_of_different_models_do_not_share_a_table(copy):
 
 
 def test_runs_on_different_questions_do_not_share_a_table(copy):
-    folder = copy / "everyday" / "ivon" / "seed42"
+    folder = copy / "everyday@2" / "ivon" / "seed42"
     was = Predictions.load(folder / "predictions.safetensors")
     moved = replace(was, labels=was.labels.roll(1))
     moved.save(folder / "predictions.safetensors")
@@ -299,15 +299,15 @@ def test_runs_on_different_questions_do_not_share_a_table(copy):
     ],
 )
 def test_a_folder_edited_by_hand_is_named(change, message, copy):
-    folder = copy / "everyday" / "adamw" / "seed21"
+    folder = copy / "everyday@2" / "adamw" / "seed21"
     edit(folder, change)
     with pytest.raises(ValueError, match=re.escape(message)):
         load_records(copy)
 
 
 def test_a_cell_in_the_wrong_place_is_named(copy):
-    os.rename(copy / "everyday" / "swag" / "seed21", copy / "everyday" / "swag" / "seed99")
-    with pytest.raises(ValueError, match="which belongs into everyday/swag/seed21"):
+    os.rename(copy / "everyday@2" / "swag" / "seed21", copy / "everyday@2" / "swag" / "seed99")
+    with pytest.raises(ValueError, match="which belongs into everyday@2/swag/seed21"):
         load_records(copy)
 
 
@@ -320,17 +320,17 @@ def test_the_ece_of_a_table_may_have_other_bins(copy, capsys):
 
 
 def test_missing_seeds_are_named_and_a_partial_table_can_be_shown(copy, capsys):
-    shutil.rmtree(copy / "everyday" / "swag" / "seed42")
+    shutil.rmtree(copy / "everyday@2" / "swag" / "seed42")
     assert main(["table1", "--show", "--out", str(copy)]) == 2
-    assert "swag on everyday lacks seed 42." in capsys.readouterr().err
+    assert "swag on everyday@2 lacks seed 42." in capsys.readouterr().err
     assert main(["table1", "--show", "--partial", "--out", str(copy)]) == 0
-    assert "Missing: swag on everyday lacks seed 42." in capsys.readouterr().out
+    assert "Missing: swag on everyday@2 lacks seed 42." in capsys.readouterr().out
 
 
 def test_a_task_with_a_slash_in_its_name_has_a_folder_like_the_others(made, tmp_path):
     cell = Cell("glue/rte", "adamw", (21,))
     assert cell.folder(tmp_path) == tmp_path / "glue-rte" / "adamw" / "seed21"
-    shutil.copytree(made / "everyday" / "adamw" / "seed21", cell.folder(tmp_path))
+    shutil.copytree(made / "everyday@2" / "adamw" / "seed21", cell.folder(tmp_path))
     edit(cell.folder(tmp_path), lambda content: content["config"].update(task="glue/rte"))
     was = Predictions.load(cell.folder(tmp_path) / "predictions.safetensors")
     replace(was, metadata={**was.metadata, "task": "glue/rte"}).save(cell.folder(tmp_path) / "predictions.safetensors")
@@ -360,10 +360,10 @@ def test_means_and_standard_errors_are_over_seeds(made):
     records = load_records(made)
     table = Table.from_records(records)
     values = [r.scores["nll"] for r in records if r.cell.method == "swag"]
-    entry = table.entries["nll", "swag", "everyday"]
+    entry = table.entries["nll", "swag", "everyday@2"]
     assert entry == Entry(statistics.mean(values), abs(values[0] - values[1]) / 2, 2)
-    assert table.entries["nll", "ensemble", "everyday"].error is None
-    assert table.columns == ["everyday"] and table.methods == list(METHODS)
+    assert table.entries["nll", "ensemble", "everyday@2"].error is None
+    assert table.columns == ["everyday@2"] and table.methods == list(METHODS)
 
 
 def test_the_average_over_tasks_is_taken_per_seed():

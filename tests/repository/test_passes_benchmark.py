@@ -1,0 +1,36 @@
+"""benchmarks/passes.py on a tiny model: every length a table of its own, and that finished ones are not repeated."""
+
+import pytest
+from conftest import load_script
+
+from ivon_lora_lite import TauSweep
+from ivon_lora_lite.evaluation import METRICS
+from ivon_lora_lite.plots import lengths_figure
+
+
+@pytest.mark.slow
+def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsys):
+    passes = load_script("benchmarks/passes.py")
+    monkeypatch.setattr(passes, "LENGTHS", {"everyday": {2: 2, 1: 1}})
+    monkeypatch.setattr(passes, "SWEPT", 2)
+    out = tmp_path / "out"
+    command = ["passes.py", "--work", str(tmp_path / "work"), "--out", str(out), "--model", str(tiny_folder)]
+    command += ["--tasks", "everyday", "--train-size", "8", "--test-size", "6", "--validation-size", "4"]
+    command += ["--samples", "2", "--dtype", "fp32"]
+    monkeypatch.setattr("sys.argv", command)
+    passes.main()
+    found = passes.results(out, "everyday")
+    assert list(found) == ["AdamW", "AdamW, early-stopped", "AdamW + temperature", "IVON@mean", "IVON, draws"]
+    assert all({n: len(seeds) for n, seeds in by_length.items()} == {2: 2, 1: 1} for by_length in found.values())
+    assert found["AdamW"][2][0].keys() == set(METRICS)
+    assert len(lengths_figure(found).data) == 4 * 5
+    sweep = TauSweep.load(out / "everyday@2-2-passes-seed42-sweep.safetensors")
+    assert sweep.taus == passes.TAUS and sweep.logits.shape == (13, 2, 6, 4)
+    printed = capsys.readouterr().out
+    assert "everyday@2     2 passes  IVON, draws" in printed and "(2 seeds)" in printed
+
+    monkeypatch.setattr("ivon_lora_lite.studies.table1.runner.fill", lambda *_: 1 / 0)
+    monkeypatch.setattr(passes, "load_run", lambda *_: 1 / 0)
+    passes.main()  # nothing is repeated
+    monkeypatch.setattr("sys.argv", ["passes.py", "--out", str(out), "--show", "--tasks", "everyday"])
+    passes.main()
