@@ -8,6 +8,7 @@ from torch import Tensor
 from ..evaluation import METRICS, TauSweep, score
 from .figures import (
     draws_text,
+    first_tau,
     line_taus,
     reliability_bars,
     reliability_figure,
@@ -37,7 +38,7 @@ class TauExplorer:
         import ipywidgets as widgets
 
         self.sweep, self.questions = sweep, questions
-        start, narrow = sweep.taus[-1], {"description_width": "initial"}
+        start, narrow = first_tau(sweep), {"description_width": "initial"}
         self._tau = widgets.SelectionSlider(
             options=[(f"{t:g}", t) for t in sweep.taus], value=start, description="τ", style=narrow
         )
@@ -145,7 +146,8 @@ class TauExplorer:
     def _redraw(self, _=None) -> None:
         tau, probs = self.tau, self._probs()
         self.scores = score(probs, self.sweep.labels)
-        kind = "linearised" if self.linear else draws_text(self.samples)
+        made = self.samples if self.linear else min(self.samples, self.sweep.drawn[self.sweep.taus.index(tau)])
+        kind = "linearised" if self.linear else draws_text(made)
         rows = {MEAN: self._mean_scores} if self._mean_scores else {}
         self._table.value = table_html({**rows, f"τ = {tau:g}, {kind}": self.scores})
         curves = self.sweep.curves(self.samples)

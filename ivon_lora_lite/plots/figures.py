@@ -89,6 +89,11 @@ def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] 
     return figure.update_layout(**LAYOUT, height=430, showlegend=False)
 
 
+def first_tau(sweep: TauSweep) -> float:
+    """Where a slider stands at first: the posterior itself if it was sampled, else the largest τ."""
+    return 1.0 if 1.0 in sweep.taus else sweep.taus[-1]
+
+
 def line_taus(sweep: TauSweep) -> tuple[float, ...]:
     """Where the linearised curve is drawn: from 0 to 1, or as far as the draws go."""
     end = max(1.0, sweep.taus[-1])

@@ -13,7 +13,15 @@ from torch import Tensor
 from ..evaluation import METRICS, Scores, TauSweep, score
 from ..files import write_text
 from .explorer import CAPTION, MEAN
-from .figures import draws_text, line_taus, path_figure, reliability_bars, reliability_figure, tradeoff_figure
+from .figures import (
+    draws_text,
+    first_tau,
+    line_taus,
+    path_figure,
+    reliability_bars,
+    reliability_figure,
+    tradeoff_figure,
+)
 from .style import COLORS, INK
 from .tables import STYLE, cell_html, flips_html, mean_probabilities, table_html
 
@@ -131,7 +139,7 @@ def report_html(
 
 
 def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> str:
-    start, mean = _start(sweep), mean_probabilities(sweep)
+    start, mean = first_tau(sweep), mean_probabilities(sweep)
     figure, path = tradeoff_figure(sweep, start), path_figure(sweep, start, rivals)
     data = {"metrics": METRICS, "sampled": [_entry(sweep, tau, False) for tau in sweep.taus]}
     modes = {"sampled": draws_text(sweep.samples)}
@@ -163,11 +171,6 @@ def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> st
         f"<script type='application/json' id='data'>{content}</script>"
         f"<script>{SCRIPT}</script>"
     )
-
-
-def _start(sweep: TauSweep) -> float:
-    """Where the slider stands at first: the posterior itself if it was sampled, else the largest τ."""
-    return 1.0 if 1.0 in sweep.taus else sweep.taus[-1]
 
 
 def _entry(sweep: TauSweep, tau: float, linear: bool) -> dict:

@@ -362,6 +362,18 @@ def test_a_notebook_shows_the_widget(sweep):
     assert "application/vnd.jupyter.widget-view+json" in data
 
 
+def test_the_slider_starts_at_the_posterior_and_says_how_many_draws_were_made():
+    whole = synthetic(taus=(0.0, 1.0, 4.0), linear=False)
+    few = TauSweep(whole.taus, whole.logits, whole.labels, drawn=(1, 4, 2))
+    explorer = TauExplorer(few)
+    assert explorer.tau == 1.0 and "τ = 1, 4 draws" in text(explorer._table.value)
+    explorer.tau = 4.0
+    assert "τ = 4, 2 draws" in text(explorer._table.value)
+    assert dict(explorer.scores) == pytest.approx(dict(few.scores(4.0, 2)))
+    explorer.tau = 0.0
+    assert "τ = 0, 1 draw" in text(explorer._table.value)
+
+
 # --- the path, lengths, draws ----------------------------------------------------------------------------------------
 
 
