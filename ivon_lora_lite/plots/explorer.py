@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..evaluation import METRICS, TauSweep, score
 from .figures import (
+    curve_text,
     draws_text,
     first_tau,
     line_taus,
@@ -155,7 +156,7 @@ class TauExplorer:
             for name, trace in zip(METRICS, (t for t in self.figure.data if t.legendgroup == "now")):
                 trace.update(x=[tau], y=[round(self.scores[name], 4)], name=f"τ = {tau:g}")
             for name, trace in zip(METRICS, (t for t in self.figure.data if t.legendgroup == "ivon")):
-                trace.update(y=rounded(curves[name]), name=draws_text(self.samples))
+                trace.update(y=rounded(curves[name]), name=curve_text(self.sweep, self.samples))
         with self.reliability.batch_update():
             self.reliability.data[0].update(reliability_bars(probs, self.sweep.labels))
             self.reliability.layout.annotations[0].text = f"<b>τ = {tau:g}, {kind}</b>"

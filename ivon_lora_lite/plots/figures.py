@@ -38,8 +38,8 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
                 line={"color": COLORS["linear"], "dash": "dash"}, hovertemplate=hover, **place,
             )  # fmt: skip
         figure.add_scatter(
-            x=sweep.taus, y=rounded(sampled[name]), mode="markers+lines", name=draws_text(count), legendgroup="ivon",
-            line={"color": COLORS["ivon"]}, hovertemplate=hover, **place,
+            x=sweep.taus, y=rounded(sampled[name]), mode="markers+lines", name=curve_text(sweep, count),
+            legendgroup="ivon", line={"color": COLORS["ivon"]}, hovertemplate=hover, **place,
         )  # fmt: skip
         figure.add_scatter(
             x=[tau], y=[round(at[name], 4)], mode="markers", name=f"τ = {tau:g}", legendgroup="now",
@@ -65,16 +65,16 @@ def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] 
     curves, figure = sweep.curves(), go.Figure()
     hover = "%{text}<br>NLL %{x:.3f}<br>accuracy %{y:.3f}<extra></extra>"
     figure.add_scatter(
-        x=rounded(curves["nll"]), y=rounded(curves["acc"]), mode="markers+lines+text", name="IVON, τ",
-        text=[f"τ = {t:g}" for t in sweep.taus], textposition="bottom center", textfont={"size": 12},
+        x=rounded(curves["nll"]), y=rounded(curves["acc"]), mode="markers+lines+text", name="IVON, from τ to τ",
+        text=[f"τ = {t:g}" for t in sweep.taus], textposition="bottom right", textfont={"size": 12},
         line={"color": COLORS["ivon"]}, marker={"size": 7}, hovertemplate=hover,
     )  # fmt: skip
-    for title, scores in (rivals or {}).items():
+    symbols = ["diamond", "diamond-open", "cross", "square", "x"]
+    for k, (title, scores) in enumerate((rivals or {}).items()):
         color = COLORS["adamw" if title.startswith("AdamW") else "before"]
         figure.add_scatter(
-            x=[round(scores["nll"], 4)], y=[round(scores["acc"], 4)], mode="markers+text", text=[title], name=title,
-            textposition="top center", textfont={"size": 12, "color": color}, showlegend=False, hovertemplate=hover,
-            marker={"color": color, "size": 10, "symbol": "diamond"},
+            x=[round(scores["nll"], 4)], y=[round(scores["acc"], 4)], mode="markers", text=[title], name=title,
+            hovertemplate=hover, marker={"color": color, "size": 11, "symbol": symbols[k % len(symbols)]},
         )  # fmt: skip
     at = sweep.scores(tau, intervals=False)
     figure.add_scatter(
@@ -82,11 +82,11 @@ def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] 
         text=[f"τ = {tau:g}"], showlegend=False, hovertemplate=hover,
         marker={"color": COLORS["now"], "size": 14, "line": {"color": "white", "width": 2}},
     )  # fmt: skip
-    shown = [*(rivals or {}).values()]
     for name, update in (("nll", figure.update_xaxes), ("acc", figure.update_yaxes)):
-        values = torch.cat([curves[name], torch.tensor([scores[name] for scores in shown])])
+        values = torch.cat([curves[name], torch.tensor([scores[name] for scores in (rivals or {}).values()])])
         update(range=axis_range(name, values), title={"text": TITLES[name].replace("↓", "←"), **AXIS})
-    return figure.update_layout(**LAYOUT, height=430, showlegend=False)
+    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.2, "yanchor": "top"}
+    return figure.update_layout(**LAYOUT, height=460, legend=legend)
 
 
 def first_tau(sweep: TauSweep) -> float:
@@ -228,6 +228,12 @@ def reliability_bars(probs: Tensor, labels: Tensor, bins: int = BINS) -> dict:
     colors = [f"rgba(31, 95, 191, {0.15 + 0.8 * float(a):.2f})" if a > 0 else "rgba(0,0,0,0)" for a in shade]
     counts = (table.weight * len(labels)).round().long().tolist()
     return {"y": rounded(table.accuracy.nan_to_num(0.0)), "customdata": counts, "marker": {"color": colors}}
+
+
+def curve_text(sweep: TauSweep, samples: int) -> str:
+    """What a curve over τ averages: the same number of draws everywhere, or fewer at some τ."""
+    fewer = any(made < samples for tau, made in zip(sweep.taus, sweep.drawn) if tau)
+    return f"{'up to ' if fewer else ''}{draws_text(samples)}"
 
 
 def draws_text(count: int) -> str:

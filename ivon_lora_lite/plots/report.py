@@ -14,6 +14,7 @@ from ..evaluation import METRICS, Scores, TauSweep, score
 from ..files import write_text
 from .explorer import CAPTION, MEAN
 from .figures import (
+    curve_text,
     draws_text,
     first_tau,
     line_taus,
@@ -33,6 +34,9 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin-bottom: .4rem } h2 { font-size:
 p { margin: .4rem 0 } .wide { overflow-x: auto }
 body .ivon table { font-size: 15px; width: 100%; table-layout: fixed }
 body .ivon .ci, body .ivon .note { font-size: 13px }
+body .ivon.draws thead th { white-space: normal; vertical-align: bottom; font-size: 12px }
+body .ivon.draws td { text-align: center } body .ivon.draws th { text-align: center }
+body .ivon.draws th:first-child { text-align: left }
 body .ivon th, body .ivon td { padding-right: 0 } body .ivon th:first-child { width: 18%; min-width: 0 }
 .controls { display: flex; gap: 1rem 2.4rem; align-items: center; flex-wrap: wrap; background: #f4f7fb;
   border: 1px solid #dbe4ef; border-radius: 10px; padding: .8rem 1.2rem; margin: 1rem 0 }
@@ -125,7 +129,7 @@ def report_html(
     least = 260 * len(diagrams)  # on a phone the diagrams scroll
     said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in verdict)
     example = f"<h2>One question, draw by draw</h2><div class='wide'>{example}</div>" if example else ""
-    rivals = {title: scores for title, scores in rows.items() if not title.startswith("IVON")}
+    rivals = {title: scores for title, scores in rows.items() if title.startswith("AdamW")}
     body = (
         f"<h2>Results</h2><div class='wide'>{table_html(rows)}</div>"
         + (f"<h3>What the numbers allow to say</h3><ul id='verdict'>{said}</ul>" if said else "")
@@ -142,7 +146,7 @@ def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> st
     start, mean = first_tau(sweep), mean_probabilities(sweep)
     figure, path = tradeoff_figure(sweep, start), path_figure(sweep, start, rivals)
     data = {"metrics": METRICS, "sampled": [_entry(sweep, tau, False) for tau in sweep.taus]}
-    modes = {"sampled": draws_text(sweep.samples)}
+    modes = {"sampled": curve_text(sweep, sweep.samples)}
     if sweep.linear is not None:
         data["linear"] = [_entry(sweep, tau, True) for tau in line_taus(sweep)]
         modes["linear"] = "linearised, any τ"

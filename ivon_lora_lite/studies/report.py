@@ -79,7 +79,8 @@ def _example(results: dict[str, Predictions], questions: list[Question]) -> str:
     from ..plots import draws_html
 
     chosen = int(results["IVON"].mutual_information().argmax())
-    others = {method: results[method].ensemble()[chosen] for method in ("before training", RIVAL, "IVON@mean")}
+    columns = {"before training": "before training", RIVAL: RIVAL, "IVON's mean": "IVON@mean"}
+    others = {title: results[method].ensemble()[chosen] for title, method in columns.items()}
     about = (
         "<p>Of all test questions this is the one on which IVON's draws disagree most (largest mutual information).</p>"
     )

@@ -471,7 +471,7 @@ def test_the_report_shows_the_question_on_which_the_draws_disagree_most(demo, qu
     question = questions[int(ivon.mutual_information().argmax())]
     table = page[page.index(f"<b>{question.stem}</b>") :].split("</table>")[0]
     assert table.count("<tr>") == 1 + len(question.choices)
-    assert all(title in table for title in ("before training", "AdamW", "IVON@mean", "draw 1", "draw 3", "average"))
+    assert all(title in table for title in ("before training", "AdamW", "IVON's mean", "draw 1", "draw 3", "average"))
 
 
 def test_one_seed_has_no_standard_error(two_seeds):
