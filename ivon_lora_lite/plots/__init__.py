@@ -1,7 +1,7 @@
 """Figures, the τ explorer, and HTML reports: all from predictions, without a model. They need plotly.
 
 * `style.py`: colours and axes; `figures.py`: trade-off and reliability; `tables.py`: scores as HTML;
-* `explorer.py`: the slider in a notebook; `report.py`: the slider as a file.
+* `weights.py`: σ by layer; `explorer.py`: the slider in a notebook; `report.py`: the slider as a file.
 """
 
 from .explorer import CAPTION, MEAN, TauExplorer
@@ -17,3 +17,4 @@ from .figures import (
 from .report import report_html, sweep_html
 from .style import AXIS, COLORS, INK, LAYOUT, TITLES, axis_range, rounded
 from .tables import draws_html, flips_html, table_html
+from .weights import sigma_by_tensor, sigma_figure

@@ -1,10 +1,12 @@
-"""benchmarks/passes.py on a tiny model: every length a table of its own, and that finished ones are not repeated."""
+"""benchmarks/passes.py and learned.py on a tiny model: every length a table of its own, and nothing is made twice."""
 
 import pytest
+import torch
 from conftest import load_script
 
-from ivon_lora_lite import TauSweep
+from ivon_lora_lite import Predictions, TauSweep
 from ivon_lora_lite.evaluation import METRICS
+from ivon_lora_lite.files import read_json
 from ivon_lora_lite.plots import lengths_figure
 
 
@@ -19,6 +21,22 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
     command += ["--samples", "2", "--dtype", "fp32"]
     monkeypatch.setattr("sys.argv", command)
     passes.main()
+    learned = load_script("benchmarks/learned.py")
+    shared = ["--work", str(tmp_path / "work"), "--model", str(tiny_folder), "--dtype", "fp32"]
+    again = ["learned.py", *shared, "--out", str(tmp_path / "learned"), "--passes", "2", "--seeds", "21", "42"]
+    monkeypatch.setattr("sys.argv", again)
+    learned.main()
+    record = read_json(tmp_path / "learned" / "everyday@2-2-passes.json")
+    assert record["learned_minus"].keys() == set(learned.KINDS) and record["sigma"].keys() == {"21", "42"}
+    kept = {
+        kind: Predictions.load(next(tmp_path.glob(f"learned/*seed21-{kind}*"))) for kind in ("one-size.", "h-stays")
+    }
+    assert {p.logits.shape for p in kept.values()} == {(2, 6, 4)}
+    assert not torch.equal(*(p.logits for p in kept.values()))
+    monkeypatch.setattr(learned, "other", lambda *_: 1 / 0)
+    learned.main()
+
+    monkeypatch.setattr("sys.argv", command)
     found = passes.results(out, "everyday")
     assert list(found) == ["AdamW", "AdamW, early-stopped", "AdamW + temperature", "IVON@mean", "IVON, draws"]
     assert all({n: len(seeds) for n, seeds in by_length.items()} == {2: 2, 1: 1} for by_length in found.values())

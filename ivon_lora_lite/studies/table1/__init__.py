@@ -10,5 +10,5 @@
 
 from .cells import Cell
 from .layout import Table, paper_table
-from .records import Record, export, load_records
+from .records import Record, export, load_record, load_records
 from .runner import run_table
