@@ -71,7 +71,8 @@ def methods_table() -> str:
         f"`python -m ivon_lora_lite table1 --tasks {' '.join(table.tasks)} {command} --no-weights --jobs 2`; "
         "`--show --out data/runs/table1` makes the table again from the recorded predictions."
     )
-    return f"{table.compact()}\n\n{facts}"
+    tables = "\n\n".join(table.compact(task) for task in table.tasks)
+    return f"{tables}\n\n{facts}"
 
 
 def readme(text: str) -> str:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..files import write_text
+from ..files import read_json, write_text
 from .options import HUB, bins_option, count, model_options, positive
 
 
@@ -28,10 +28,14 @@ def add(commands) -> None:
         "--collect-every", type=positive, default=5, help="steps between the weights that they average (default: 5)"
     )
     p.add_argument("--checkpoint-every", type=count, default=0, help="steps, to resume within a run (default: never)")
+    p.add_argument(
+        "--chosen", type=Path, metavar="FILE", help="JSON of settings per task and method that replace the defaults"
+    )
     p.add_argument("--jobs", type=positive, default=1, help="processes side by side (default: 1)")
     p.add_argument("--engine", default="local", help="local, or ray to spread the runs over a cluster")
     p.add_argument("--no-weights", action="store_true", help="keep weights only where other methods stand on them")
     p.add_argument("--show", action="store_true", help="run nothing: write the table of what is finished in --out")
+    p.add_argument("--average", action="store_true", help="add the average over tasks, as the paper has it")
     p.add_argument("--partial", action="store_true", help="show a table although cells are missing")
     p.add_argument("--compare", choices=["paper"], help="show the published figures of Llama-2-7B under each row")
     bins_option(p)
@@ -47,12 +51,13 @@ def run(args: argparse.Namespace) -> None:
     from ..studies.table1 import Table, export, load_records, paper_table, run_table
 
     if not args.show:
+        args.chosen = read_json(args.chosen) if args.chosen else {}
         settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
         run_table(
             args.out, args.tasks, args.methods or list(METHODS), args.seeds, settings, hub=args.hub, jobs=args.jobs,
             engine=args.engine, keep_weights=not args.no_weights,
         )  # fmt: skip
-    table = Table.from_records(load_records(args.out, args.bins), partial=args.partial)
+    table = Table.from_records(load_records(args.out, args.bins), partial=args.partial, average=args.average)
     paper = paper_table() if args.compare else None
     for name, text in (("md", table.markdown(paper)), ("html", table.html(paper)), ("tex", table.latex(paper))):
         write_text(args.out / f"table.{name}", text + "\n")

@@ -1,6 +1,6 @@
 """What a method is, what it is given, and what it gives back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class Settings:
         samples: draws of the methods that draw.
         further_steps, collect_every: of SWA and SWAG, which train on from the AdamW run.
         checkpoint_every: steps between checkpoints, so that even a run can be resumed (0: none).
+        chosen: task → method → settings that replace the method's defaults, such as a learning rate that was chosen on
+            the task's validation questions.
     """
 
     model: str = "smollm2-135m"
@@ -44,6 +46,7 @@ class Settings:
     further_steps: int = 50
     collect_every: int = 5
     checkpoint_every: int = 0
+    chosen: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = ("rank", "steps", "batch_size", "evaluations", "samples", "further_steps", "collect_every")
@@ -68,6 +71,7 @@ class Bench:
         folder: unfinished; further files may be put there.
         finished: name of a method → the folder of its result on the same task and seed, or None.
         checkpoints: a folder for the run's own checkpoints.
+        chosen: settings that replace the method's defaults.
         progress: show progress bars.
     """
 
@@ -79,6 +83,7 @@ class Bench:
     folder: Path
     finished: Callable[[str], Path | None]
     checkpoints: Path
+    chosen: Mapping[str, float] = field(default_factory=dict)
     progress: bool = False
 
     @property

@@ -192,21 +192,26 @@ def _config(run: Run, continued: Run, collector: WeightCollector, method: str) -
     return {**continued.config, "task": run.config["task"], **facts}
 
 
-def _make_swag(bench: Bench) -> Result:
+def _further(bench: Bench) -> dict:
+    """How a cell trains on."""
     s = bench.settings
-    run = swag(bench.run, bench.task, steps=s.further_steps, every=s.collect_every, progress=bench.progress)
-    predictions = predict(run, bench.questions, samples=s.samples, progress=bench.progress)
-    return Result(predictions, run, {"fit": run.seconds}, numbers_per_weight(run.posterior, run), s.samples)
+    return {"steps": s.further_steps, "every": s.collect_every, "progress": bench.progress, **bench.chosen}
+
+
+def _make_swag(bench: Bench) -> Result:
+    run, samples = swag(bench.run, bench.task, **_further(bench)), bench.settings.samples
+    predictions = predict(run, bench.questions, samples=samples, progress=bench.progress)
+    return Result(predictions, run, {"fit": run.seconds}, numbers_per_weight(run.posterior, run), samples)
 
 
 def _make_swa(bench: Bench) -> Result:
     """The mean of SWAG's Gaussian, if that is there: the same steps and the same weights; else trained on."""
-    s, with_draws = bench.settings, bench.finished("swag")
+    with_draws = bench.finished("swag")
     if with_draws and (with_draws / RUN_FILE).exists():
         run = load_run(with_draws, bench.model)
         run = replace(run, posterior=None, config={**run.config, "method": "swa"})
     else:
-        run = swa(bench.run, bench.task, steps=s.further_steps, every=s.collect_every, progress=bench.progress)
+        run = swa(bench.run, bench.task, **_further(bench))
     return Result(predict(run, bench.questions, progress=bench.progress), run, {"fit": run.seconds})
 
 

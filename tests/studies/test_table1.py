@@ -353,6 +353,24 @@ def test_settings_out_of_range_are_named():
         run_table("x", ["everyday"], jobs=0)
 
 
+def test_settings_chosen_for_a_task_reach_its_method_alone(tiny_folder, tmp_path):
+    chosen = {"everyday": {"adamw": {"lr": 3e-3}}, "arc_easy": {"adamw": {"lr": 1.0}}}
+    (tmp_path / "chosen.json").write_text(json.dumps(chosen))
+    asked = command(tiny_folder, tmp_path / "out", "--methods", "adamw", "adamw@early", "ivon")
+    main([*asked, "--chosen", str(tmp_path / "chosen.json")])
+    records = {r.cell.method: r for r in load_records(tmp_path / "out") if r.cell.seed == 21}
+    assert records["adamw"].content["settings"]["lr"] == 3e-3 and records["adamw"].config["chosen"] == {"lr": 3e-3}
+    assert "chosen" not in records["ivon"].config and records["ivon"].content["settings"]["lr"] != 3e-3
+    if sys.platform == "linux":
+        assert 0.1 < records["adamw"].content["cost"]["peak_gb"] < 64
+    settings = Settings(model=str(tiny_folder), dtype="fp32", **SMOKE)
+    with pytest.raises(ValueError, match="was made with chosen={'lr': 0.003}, and now chosen=None is asked for"):
+        run_table(tmp_path / "out", ["everyday"], ["adamw"], (21, 42), settings)
+    for wrong, sentence in (({"everyday": {"sgd": {}}}, "no method 'sgd'"), ({"else": {}}, "no task 'else'")):
+        with pytest.raises(ValueError, match=sentence):
+            run_table(tmp_path / "new", ["everyday"], ["adamw"], settings=replace(settings, chosen=wrong))
+
+
 # ------------------------------------------------------------------------------------------------ the table
 
 
@@ -367,13 +385,18 @@ def test_means_and_standard_errors_are_over_seeds(made):
 
 
 def test_the_average_over_tasks_is_taken_per_seed():
+    scores = {"acc": 0.5, "ece": 0.1, "brier": 0.4}
+
     def record(task, seed, nll):
         cell = Cell(task, "adamw", (seed,))
-        return type("R", (), {"cell": cell, "scores": {"acc": 0.5, "ece": 0.1, "nll": nll, "brier": 0.4}})()
+        return type("R", (), {"cell": cell, "scores": {**scores, "nll": nll}, "floor": 0.02})()
 
     records = [record("a", 1, 1.0), record("a", 2, 2.0), record("b", 1, 3.0), record("b", 2, 6.0)]
     table = Table.from_records(records)
     assert table.entries["nll", "adamw", AVERAGE] == Entry(3.0, 1.0, 2)  # seeds' means over tasks are 2 and 4
+    assert table.columns == ["a", "b"]  # unlike tasks have no common average, unless it is asked for
+    assert Table.from_records(records, average=True).columns == ["a", "b", AVERAGE]
+    assert "| ECE's floor (×100) | AdamW | 2.0 ± 0.0 | 2.0 ± 0.0 |" in table.markdown()
 
 
 def example() -> Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ...language import LoraSettings, Task, load_model, load_task
+from ...language import LoraSettings, Task, full_name, load_model, load_task
 from ...methods import METHODS, Bench, Settings
 from ...training import Run, load_run
 
@@ -72,14 +72,21 @@ class Context:
 
         return Bench(
             self.model, self.task, self.settings, cell.seeds, tuple(self.run(base) for base in cell.base()), folder,
-            finished, self.out / ".checkpoints" / cell.task / cell.method / f"seed{cell.seed}", self.progress,
+            finished, self.out / ".checkpoints" / cell.task / cell.method / f"seed{cell.seed}", self.chosen(cell),
+            self.progress,
         )  # fmt: skip
 
     def config(self, cell: Cell) -> dict:
         """What decides the content of a cell; cells of a table differ in method, task and seeds only."""
-        shared = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_every"}
+        shared = {n: value for n, value in asdict(self.settings).items() if n not in ("checkpoint_every", "chosen")}
         splits = {"test": self.task.splits["test"], "validation": self.task.splits["validation"]}
-        return {"task": cell.task, "method": cell.method, "seeds": list(cell.seeds), **shared, "splits": splits}
+        own = {"task": cell.task, "method": cell.method, "seeds": list(cell.seeds), "splits": splits}
+        return {**own, **shared, **({"chosen": self.chosen(cell)} if self.chosen(cell) else {})}
+
+    def chosen(self, cell: Cell) -> dict:
+        """Settings that replace the defaults of a cell's method on its task."""
+        by_method = next((v for task, v in self.settings.chosen.items() if full_name(task) == full_name(cell.task)), {})
+        return dict(by_method.get(cell.method, {}))
 
 
 @lru_cache(maxsize=1)

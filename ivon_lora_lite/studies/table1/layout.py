@@ -15,9 +15,10 @@ from ...methods import METHODS
 from .records import Record
 
 AVERAGE = "average"
-TITLES = {"acc": "ACC (%) ↑", "ece": "ECE (×100) ↓", "nll": "NLL ↓", "brier": "Brier ↓"}
-SCALE = {"acc": 100.0, "ece": 100.0, "nll": 1.0, "brier": 1.0}
-DIGITS = {"acc": 1, "ece": 1, "nll": 3, "brier": 3}
+# the floor is what ECE would be for perfectly calibrated predictions of the same confidence
+TITLES = {"acc": "ACC (%) ↑", "ece": "ECE (×100) ↓", "floor": "ECE's floor (×100)", "nll": "NLL ↓", "brier": "Brier ↓"}
+SCALE = {"acc": 100.0, "ece": 100.0, "floor": 100.0, "nll": 1.0, "brier": 1.0}
+DIGITS = {"acc": 1, "ece": 1, "floor": 1, "nll": 3, "brier": 3}
 COMPARED = ("ivon@mean", "ivon")  # rows that show their difference to AdamW
 
 
@@ -32,27 +33,33 @@ class Entry:
 
 @dataclass
 class Table:
-    """What the table says: ``entries[metric, method, task]``; the task ``"average"`` is the mean over tasks.
+    """What the table says: ``entries[metric, method, task]``.
+
+    The task ``"average"`` is the mean over tasks, as the paper has it. It is shown on request only: errors of unlike
+    tasks are of unlike size, so one task can decide it.
 
     Attributes:
         entries: (metric, method, task) → :class:`Entry`, in the metrics' own units (fractions and nats).
         tasks: columns.
         methods: rows.
         missing: what should be there and is not, one sentence each.
+        average: show the average over tasks too.
     """
 
     entries: dict[tuple[str, str, str], Entry]
     tasks: list[str]
     methods: list[str]
     missing: list[str] = field(default_factory=list)
+    average: bool = False
 
     @classmethod
-    def from_records(cls, records: Sequence[Record], *, partial: bool = False) -> Table:
+    def from_records(cls, records: Sequence[Record], *, partial: bool = False, average: bool = False) -> Table:
         """Means and standard errors over the seeds of finished cells.
 
         Args:
             records: from :func:`load_records`.
             partial: make a table although cells are missing, and say which.
+            average: show the average over tasks too.
 
         Raises:
             ValueError: a method lacks a seed or a task that another one has, and ``partial`` is not set.
@@ -61,14 +68,14 @@ class Table:
         methods = [m for m in METHODS if any(r.cell.method == m for r in records)]
         values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
         for r in records:
-            values.setdefault((r.cell.method, r.cell.task), {})[r.cell.seed] = r.scores
+            values.setdefault((r.cell.method, r.cell.task), {})[r.cell.seed] = {**r.scores, "floor": r.floor}
         missing = _missing(records, tasks, methods)
         if missing and not partial:
             more = f" ({len(missing) - 1} more are missing.)" if len(missing) > 1 else ""
             raise ValueError(f"{missing[0]}{more} Run table1 again to make it, or show the table with --partial.")
         entries = {}
         for method in methods:
-            for name in METRICS:
+            for name in TITLES:
                 columns = {task: values.get((method, task), {}) for task in tasks}
                 for task, by_seed in columns.items():
                     if by_seed:
@@ -77,12 +84,18 @@ class Table:
                 if seeds and len(tasks) > 1:
                     means = [statistics.mean(columns[t][seed][name] for t in tasks) for seed in sorted(seeds)]
                     entries[name, method, AVERAGE] = _entry(means)
-        return cls(entries, tasks, methods, missing)
+        return cls(entries, tasks, methods, missing, average)
 
     @property
     def columns(self) -> list[str]:
-        """Tasks, and their average if there are several."""
-        return [*self.tasks, AVERAGE] if len(self.tasks) > 1 else self.tasks
+        """Tasks, and their average if that is asked for and there are several."""
+        return [*self.tasks, AVERAGE] if self.average and len(self.tasks) > 1 else self.tasks
+
+    @property
+    def metrics(self) -> list[str]:
+        """The blocks of the table: the four metrics, and ECE's floor where it is known."""
+        known = {*METRICS, *(metric for metric, _, _ in self.entries)}
+        return [name for name in TITLES if name in known]
 
     def cell(self, metric: str, method: str, task: str) -> tuple[str, str, str, bool | None]:
         """Mean, standard error and difference to AdamW as text, and whether the difference is an improvement."""
@@ -93,7 +106,7 @@ class Table:
         mean = f"{scale * entry.mean:.{digits}f}"
         error = "" if entry.error is None else f"{scale * entry.error:.{digits}f}"
         base = self.entries.get((metric, "adamw", task))
-        if base is None or method not in COMPARED:
+        if base is None or method not in COMPARED or metric == "floor":
             return mean, error, "", None
         gain = scale * (entry.mean - base.mean)
         text = f"{gain:+.{digits}f}"
@@ -110,7 +123,7 @@ class Table:
             f"| metric | method | {' | '.join(self.columns)} |",
             f"|---|---|{'---|' * len(self.columns)}",
         ]
-        for metric in METRICS:
+        for metric in self.metrics:
             for k, (name, cells, published) in enumerate(self._rows(metric, paper)):
                 texts = [_markdown_cell(*cell) for cell in cells]
                 name = f"*{name}*" if published else name
@@ -118,11 +131,11 @@ class Table:
         return "\n".join([*lines, *(["", *(f"Missing: {m}" for m in self.missing)] if self.missing else [])])
 
     def compact(self, task: str | None = None) -> str:
-        """One task (default: the average, or the only task) as Markdown: methods × metrics."""
-        task = task or self.columns[-1]
-        lines = [f"| {task} | {' | '.join(TITLES[m] for m in METRICS)} |", "|---|---|---|---|---|"]
+        """One task (default: the first) as Markdown: methods × metrics."""
+        task = task or self.columns[0]
+        lines = [f"| {task} | {' | '.join(TITLES[m] for m in self.metrics)} |", f"|---|{'---|' * len(self.metrics)}"]
         for method in self.methods:
-            cells = [_markdown_cell(*self.cell(metric, method, task)) for metric in METRICS]
+            cells = [_markdown_cell(*self.cell(metric, method, task)) for metric in self.metrics]
             lines.append(f"| {METHODS[method].title} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -130,7 +143,7 @@ class Table:
         """A ``<table>`` with colours: blue where IVON improves on AdamW, red where it does not."""
         head = "".join(f"<th>{html.escape(c)}</th>" for c in self.columns)
         rows = []
-        for metric in METRICS:
+        for metric in self.metrics:
             block = self._rows(metric, paper)
             for k, (name, cells, published) in enumerate(block):
                 first = f"<th rowspan='{len(block)}' class='text'>{TITLES[metric]}</th>" if k == 0 else ""
@@ -147,7 +160,7 @@ class Table:
         """A ``tabular`` for ``booktabs`` and ``xcolor``."""
         lines = [rf"\begin{{tabular}}{{ll{'r' * len(self.columns)}}}", r"\toprule"]
         lines += [f"Metric & Method & {' & '.join(_latex(c) for c in self.columns)} \\\\"]
-        for metric in METRICS:
+        for metric in self.metrics:
             lines.append(r"\midrule")
             for k, (name, cells, published) in enumerate(self._rows(metric, paper)):
                 name = rf"\textit{{{_latex(name)}}}" if published else _latex(name)

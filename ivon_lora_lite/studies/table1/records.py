@@ -5,20 +5,22 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from ...evaluation import BINS, METRICS, Predictions, score
+from ...evaluation import BINS, METRICS, Predictions, ece_floor, score
 from ...files import provenance, read_json, whole_folder, write_json
 from ...methods import METHODS
 from ...training import write_run
 from .cells import Cell, Context
+from .memory import measure_peak
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS = "predictions.safetensors"
 KEYS = {"config", "scores", "intervals", "history", "seconds", "cost", "provenance"}
-OWN = ("task", "method", "seeds", "splits")  # of the configuration; what is left must agree over a table
+OWN = ("task", "method", "seeds", "splits")  # of the configuration; what is left but "chosen" must agree over a table
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Record:
         content: all of ``metrics.json``.
         predictions: the logits that the scores follow from.
         folder: where it lies.
+        bins: of the ECE in ``scores``.
     """
 
     cell: Cell
@@ -40,15 +43,21 @@ class Record:
     content: dict
     predictions: Predictions
     folder: Path
+    bins: int = BINS
+
+    @cached_property
+    def floor(self) -> float:
+        """The ECE that predictions of this confidence would have if they were perfectly calibrated."""
+        return ece_floor(self.predictions.ensemble(), self.bins)[0]
 
 
 def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
     """Compute a cell and write its folder, all or nothing."""
     folder, method = cell.folder(context.out), METHODS[cell.method]
     with whole_folder(folder, last=METRICS_FILE) as temporary:
-        started = time.perf_counter()
+        started, peak = time.perf_counter(), measure_peak()
         made = method.make(context.bench(cell, temporary))
-        seconds = {**made.seconds, "all": time.perf_counter() - started}
+        seconds, memory = {**made.seconds, "all": time.perf_counter() - started}, peak()
         if made.run is not None and (keep_weights or method.stands_on is None):
             write_run(made.run, temporary)
         config = context.config(cell)
@@ -63,7 +72,7 @@ def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
             "settings": made.run.config["settings"] if made.run else {},
             "history": made.run.history if made.run else [],
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
-            "cost": {"floats_per_weight": round(made.floats, 2), "passes_per_question": made.passes},
+            "cost": {"floats_per_weight": round(made.floats, 2), "passes_per_question": made.passes, **memory},
             "provenance": provenance(),
         }
         write_json(temporary / METRICS_FILE, content)
@@ -106,7 +115,7 @@ def load_record(folder: str | os.PathLike, bins: int = BINS) -> Record:
             f"predictions give {scores[name]:.6f}; {repeat}."
         )
     scores = score(predictions, intervals=False, bins=bins)
-    return Record(cell, config, dict(scores), content, predictions, folder)
+    return Record(cell, config, dict(scores), content, predictions, folder, bins)
 
 
 def load_records(out: str | os.PathLike, bins: int = BINS) -> list[Record]:
@@ -136,7 +145,7 @@ def check_together(records: Sequence[Record]) -> None:
     by_task: dict[str, Record] = {}
     for record in records:
         peer = by_task.setdefault(record.cell.task, record)
-        for name in [*(n for n in first.config if n not in OWN), "splits"]:
+        for name in [*(n for n in first.config if n not in (*OWN, "chosen")), "splits"]:
             other = peer if name == "splits" else first
             if record.config.get(name) != other.config[name]:
                 raise ValueError(

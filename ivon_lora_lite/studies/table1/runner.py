@@ -7,7 +7,7 @@ independent. An ensemble stands on the AdamW runs of all seeds, so ensembles com
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,15 +32,20 @@ def order(method: str) -> tuple:
     return len(lineage(method)), method == "swa", list(METHODS).index(method)
 
 
+def known(methods: Iterable[str]) -> None:
+    """Refuse the name of a method that there is not."""
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"There is no method {method!r}. Known methods: {', '.join(METHODS)}.")
+
+
 def plan(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[list[Cell]]:
     """All cells of a table as chains, the ensembles last.
 
     Raises:
         ValueError: unknown method, nothing to do, or an ensemble of one seed.
     """
-    unknown = [m for m in methods if m not in METHODS]
-    if unknown:
-        raise ValueError(f"There is no method {unknown[0]!r}. Known methods: {', '.join(METHODS)}.")
+    known(methods)
     if not (tasks and methods and seeds):
         raise ValueError("A table needs at least one task, one method and one seed.")
     if "ensemble" in methods and len(set(seeds)) < 2:
@@ -96,6 +101,9 @@ def run_table(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; expected at least 1.")
     tasks = [full_name(task) for task in tasks]
+    for task, by_method in settings.chosen.items():
+        full_name(task)
+        known(by_method)
     chains = plan(tasks, methods, seeds)
     _check_bases(out, chains)
     everything = [cell for chain in chains for cell in chain]
@@ -190,9 +198,11 @@ def _check_bases(out: Path, chains: list[list[Cell]]) -> None:
 def _check_settings(context: Context, cell: Cell) -> None:
     """A finished cell must have been made with the settings that are asked for now."""
     record = load_record(cell.folder(context.out))
-    for name, value in context.config(cell).items():
-        if record.config.get(name) != value:
+    asked = context.config(cell)
+    for name in (*asked, "chosen"):
+        was, now = record.config.get(name), asked.get(name)
+        if was != now:
             raise ValueError(
-                f"{record.folder} was made with {name}={record.config.get(name)}, and now {name}={value} is asked for: "
-                "choose another --out, or the same settings."
+                f"{record.folder} was made with {name}={was}, and now {name}={now} is asked for: choose another --out, "
+                "or the same settings."
             )
