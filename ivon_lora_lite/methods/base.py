@@ -21,7 +21,8 @@ class Settings:
         format: ``"text"`` or ``"letter"``.
         preset: of hyperparameters, ``"small"`` or ``"paper"``.
         steps, batch_size, train_size: of training; ``train_size=None`` takes all questions.
-        test_size: report on only this many test questions, from the start.
+        split: what to report on: ``"test"``, or ``"validation"`` to choose settings.
+        test_size: report on only this many questions, from the start.
         validation_size, evaluations: validation questions, and how often training is evaluated on them.
         samples: draws of the methods that draw.
         further_steps, collect_every: of SWA and SWAG, which train on from the AdamW run.
@@ -39,6 +40,7 @@ class Settings:
     steps: int = 200
     batch_size: int = 4
     train_size: int | None = None
+    split: str = "test"
     test_size: int | None = None
     validation_size: int | None = 100
     evaluations: int = 5
@@ -56,6 +58,8 @@ class Settings:
                 continue
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1.")
+        if self.split not in ("test", "validation"):
+            raise ValueError(f"There is no split {self.split!r} to report on: choose test or validation.")
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,8 @@ class Bench:
 
     @property
     def questions(self) -> list[Question]:
-        """The test questions to report on."""
-        return self.task.test[: self.settings.test_size]
+        """The questions to report on."""
+        return getattr(self.task, self.settings.split)[: self.settings.test_size]
 
     @property
     def validation(self) -> list[Question]:

@@ -79,6 +79,8 @@ class Context:
     def config(self, cell: Cell) -> dict:
         """What decides the content of a cell; cells of a table differ in method, task and seeds only."""
         shared = {n: value for n, value in asdict(self.settings).items() if n not in ("checkpoint_every", "chosen")}
+        if shared["split"] == "test":  # as in records from before there was a choice
+            del shared["split"]
         splits = {"test": self.task.splits["test"], "validation": self.task.splits["validation"]}
         own = {"task": cell.task, "method": cell.method, "seeds": list(cell.seeds), "splits": splits}
         return {**own, **shared, **({"chosen": self.chosen(cell)} if self.chosen(cell) else {})}
