@@ -82,10 +82,16 @@ def _visit_batch(
     grads = [
         torch.autograd.grad(f[:, c][f[:, c].isfinite()].sum(), outputs, retain_graph=True) for c in range(len(f[0]))
     ]
-    for b, (rows, tokens) in enumerate(format_named(format).tokens(model, batch)):
+    kind = format_named(format)
+    length, kept = kind.shape(model, batch)[1], kind.kept(model, batch)
+    for b, (rows, tokens) in enumerate(kind.tokens(model, batch)):
         choices = range(int(f[b].isfinite().sum()))
         factors = {}
         for k, (name, module) in enumerate(modules.items()):
-            g = torch.stack([grads[c][k][rows, tokens] for c in choices]).float()  # [C, T, out]
-            factors[name] = (seen[module][0][rows, tokens].float(), g)
+            x, places = seen[module][0], (rows, tokens)
+            if x.shape[1] != length:  # the output layer, which runs at some positions only
+                own, column = (tokens[:, None] == kept.to(tokens.device)).nonzero(as_tuple=True)
+                places = (rows[own], column)
+            g = torch.stack([grads[c][k][places] for c in choices]).float()  # [C, T, out]
+            factors[name] = (x[places].float(), g)
         visit(index[b], f[b, : len(choices)].detach(), factors)

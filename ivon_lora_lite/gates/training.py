@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
-from torch import nn
-from transformers import TrainerCallback
+from torch import Tensor, nn
 
-from ..ivon import average_over_ranks
-from ..training import Run
+from ..training import Beside, Run
 from .attach import LR, RANGE_LR, START, Gates, add_gates, remove_gates
 from .decisions import Decisions, GatedPosterior
 
@@ -53,42 +51,28 @@ class GateSettings:
             training.decisions = remove_gates(model)
 
 
-@dataclass
-class GateTraining(TrainerCallback):
+class GateTraining(Beside):
     """Steps the gates beside the Trainer's optimizer, and logs what they are expected to become.
 
-    The gates' gradients of the cross-entropy come from the Trainer's backward passes (with IVON: at the draw); those of
-    the penalty are added here, so the logged loss stays the cross-entropy. With several processes (DDP) all draw the
-    same gates, and their gradients are averaged here, because DDP does not know the gates.
+    With IVON the gates' gradients of the cross-entropy are those at the draw. With several processes (DDP) all draw the
+    same gates.
 
     Attributes:
         history: one dict per log: expected rank, bits and share of the bit operations, over all and per layer.
         decisions: what was decided; set when the gates come off.
     """
 
-    gates: Gates
-    settings: GateSettings
-    history: list[dict] = field(default_factory=list)
-    decisions: Decisions | None = None
+    def __init__(self, gates: Gates, settings: GateSettings):
+        super().__init__(torch.optim.Adam(gates.parameter_groups(settings.lr, settings.range_lr)))
+        self.gates, self.settings = gates, settings
+        self.history: list[dict] = []
+        self.decisions: Decisions | None = None
 
-    def __post_init__(self) -> None:
-        self.optimizer = torch.optim.Adam(self.gates.parameter_groups(self.settings.lr, self.settings.range_lr))
-
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        average_over_ranks([p.grad for p in params])
-        scaler = getattr(optimizer, "scaler", None)  # of fp16: it has scaled these gradients, and will not unscale them
-        if scaler is not None:
-            torch._foreach_div_([p.grad for p in params], scaler.get_scale())
-        if not all(p.grad.isfinite().all() for p in params):  # as IVON and the scaler do: no step
-            self.optimizer.zero_grad()
-            return
-        if state.global_step >= self.settings.freeze * state.max_steps:
-            self.gates.freeze()
-        else:
-            self.gates.loss().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def penalty(self, step: int, steps: int) -> Tensor | None:
+        if step < self.settings.freeze * steps:
+            return self.gates.loss()
+        self.gates.freeze()
+        return None
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in (logs or {}):

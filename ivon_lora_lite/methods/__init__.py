@@ -1,12 +1,13 @@
 """The rows of Table 1 of Cong et al. (2024), and more: each ends as draws of logits for ``predict`` and ``score``.
 
-All rows but IVON's and the ensemble's are made from one AdamW run::
+IVON, BLoB and ScalaBL train runs of their own; the other rows are made from AdamW runs::
 
     run = finetune(model, task, optimizer="adamw")
     mc_dropout(run, questions)                                  # Predictions
     predict(swa(run, task), questions)
     predict(swag(run, task), questions, samples=10)             # also: tau_sweep(…)
     linearized_laplace(laplace(run, task), questions).predictions()
+    predict(tfb(run, task.validation), questions, samples=10)
     ensemble([run, other_seed, another_seed], questions)
     temperature(predict(run, task.validation), predict(run, task.test))
 
@@ -17,26 +18,30 @@ notebooks follow.
 
 from .adamw import ADAMW, EARLY
 from .base import Bench, Method, Result, Settings
+from .blob import BLOB, BLOB_MEAN, BlobSettings, blob
 from .deep_ensemble import ENSEMBLE, ensemble
 from .dropout import MC_DROPOUT, mc_dropout
 from .ivon import IVON_DRAWS, IVON_MEAN
 from .keep_best import KeepBest
 from .laplace_approximation import (
     LAPLACE_DIAG,
+    LAPLACE_DIAG_VALIDATION,
     LAPLACE_KFAC,
     LAPLACE_VALIDATION,
     laplace,
     linearized_laplace,
     prior_precision,
 )
+from .scalabl import SCALABL, RowPosterior, ScalablSettings, scalabl
 from .temperature_scaling import TEMPERATURE, temperature
+from .tfb import TFB, TFB_BLOB, TFB_IVON, balanced, tfb
 from .weight_averaging import SWA, SWAG, WeightCollector, swa, swag
 
 # in the order of the table's rows
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, LAPLACE_VALIDATION, SWA, SWAG, TEMPERATURE, ENSEMBLE,
-        IVON_MEAN, IVON_DRAWS,
+        ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, LAPLACE_VALIDATION, LAPLACE_DIAG_VALIDATION, SWA, SWAG,
+        TEMPERATURE, ENSEMBLE, TFB, BLOB_MEAN, BLOB, TFB_BLOB, SCALABL, IVON_MEAN, IVON_DRAWS, TFB_IVON,
     )
 }  # fmt: skip

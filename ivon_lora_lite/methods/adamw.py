@@ -16,11 +16,7 @@ def trained(bench: Bench, optimizer: str, samples: int = 0) -> Result:
     checkpoints = {}
     if s.checkpoint_every:
         checkpoints = {"output_dir": bench.checkpoints, "save_every": s.checkpoint_every, "resume": True}
-    run = finetune(
-        bench.model, bench.task, optimizer=optimizer, steps=s.steps, seed=bench.seeds[0], batch_size=s.batch_size,
-        train_size=s.train_size, format=s.format, preset=s.preset, eval_every=0, callbacks=[best],
-        progress=bench.progress, **checkpoints, **bench.chosen,
-    )  # fmt: skip
+    run = finetune(bench.model, bench.task, optimizer=optimizer, callbacks=[best], **checkpoints, **bench.training())
     run = replace(run, history=sorted([*run.history, *best.history], key=lambda record: record["step"]))
     best.save(bench.folder)
     shutil.rmtree(bench.checkpoints, ignore_errors=True)

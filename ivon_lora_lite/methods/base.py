@@ -95,6 +95,12 @@ class Bench:
         """The one run that the method stands on."""
         return self.runs[0]
 
+    def training(self) -> dict:
+        """Arguments of a training of the method's own: what all methods share, and what was chosen for this one."""
+        s = self.settings
+        shared = {name: getattr(s, name) for name in ("steps", "batch_size", "train_size", "format", "preset")}
+        return {**shared, "seed": self.seeds[0], "eval_every": 0, "progress": self.progress, **self.chosen}
+
     @property
     def questions(self) -> list[Question]:
         """The questions to report on."""

@@ -180,6 +180,13 @@ LAPLACE_DIAG = Method(
     lambda bench: _make(bench, "diag"),
     stands_on="adamw",
 )
+LAPLACE_DIAG_VALIDATION = Method(
+    "laplace_diag_validation",
+    "+ Laplace (diag, p on validation)",
+    "Laplace, diagonal, with the prior precision p that has the smallest NLL on validation questions",
+    lambda bench: _make(bench, "diag", "validation"),
+    stands_on="adamw",
+)
 LAPLACE_VALIDATION = Method(
     "laplace_kfac_validation",
     "+ Laplace (KFAC, p on validation)",

@@ -60,8 +60,8 @@ class Posterior(ABC):
             yield
 
     def signal_to_noise(self) -> dict[str, Tensor]:
-        """|m| / √v per coordinate; v is the marginal variance."""
-        return {name: m.abs() / self.variance[name].sqrt() for name, m in self.mean.items()}
+        """|m| / √v per coordinate that is not a point; v is the marginal variance."""
+        return {name: self.mean[name].abs() / v.sqrt() for name, v in self.variance.items()}
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """What its file holds: part → name → tensor."""

@@ -24,7 +24,8 @@ class GaussianPosterior(Posterior):
     Attributes:
         mean: name → tensor m.
         variance: name → tensor v > 0, of the same names and shapes.
-        metadata: JSON-able facts: λ, δ, step, where it came from.
+        metadata: JSON-able facts: λ, δ, step, where it came from. Under ``"points"`` it may list names that have a mean
+            and no variance: weights that are the same in every draw.
 
     Raises:
         ValueError: names or shapes differ, or a value is not finite, or a variance is not positive.
@@ -44,10 +45,12 @@ class GaussianPosterior(Posterior):
     def __post_init__(self) -> None:
         if not self.mean:
             raise ValueError("A posterior needs at least one tensor.")
-        check_same_names(self.mean, self.variance, "mean", "variance")
+        points = set(self.metadata.get("points", ()))
+        check_same_names(self.mean.keys() - points, self.variance, "mean", "variance")
         for name, m in self.mean.items():
-            v = self.variance[name]
             check_finite(name, "mean", m, m.shape)
+        for name, v in self.variance.items():
+            m = self.mean[name]
             check_finite(name, "variance", v, m.shape)
             if not (v > 0).all():
                 raise ValueError(f"{name}: the variance must be above 0, its minimum is {v.min().item()}.")
@@ -97,7 +100,10 @@ class GaussianPosterior(Posterior):
         generator = torch.Generator().manual_seed(seed)
         out = {}
         for name in sorted(self.mean):
-            m, v = self.mean[name], self.variance[name]
+            m, v = self.mean[name], self.variance.get(name)
+            if v is None:  # a point
+                out[name] = m
+                continue
             noise = torch.randn(m.shape, generator=generator, dtype=torch.promote_types(m.dtype, torch.float32))
             out[name] = m + (tau * v).sqrt() * noise
         return out
@@ -111,30 +117,32 @@ class GaussianPosterior(Posterior):
     def covariance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
         """J diag(v) Jᵀ ``[C, C]``; see :meth:`Posterior.covariance`."""
         return sum(
-            (j.flatten(1) * self.variance[name].to(j.device).flatten()) @ j.flatten(1).T for name, j in jacobian.items()
+            (j.flatten(1) * self.variance[name].to(j.device).flatten()) @ j.flatten(1).T
+            for name, j in jacobian.items()
+            if name in self.variance
         )
 
     def prune(self, fraction: float) -> GaussianPosterior:
         """Set the fraction of coordinates with the smallest |m|/√v to 0, without noise (Graves 2011; Cong et al. 2025).
 
-        The threshold is shared by all tensors. A pruned coordinate keeps the smallest positive variance, so the KL of a
-        pruned posterior means little.
+        The threshold is shared by all tensors; points are left alone. A pruned coordinate keeps the smallest positive
+        variance, so the KL of a pruned posterior means little.
         """
         masks = smallest(self.signal_to_noise(), fraction)
-        mean = {name: m.masked_fill(masks[name], 0.0) for name, m in self.mean.items()}
+        mean = dict(self.mean) | {name: self.mean[name].masked_fill(mask, 0.0) for name, mask in masks.items()}
         variance = {name: v.masked_fill(masks[name], torch.finfo(v.dtype).tiny) for name, v in self.variance.items()}
         return GaussianPosterior(mean, variance, {**self.metadata, "pruned": fraction})
 
     def kl(self, prior_variance: float | Mapping[str, float] | None = None) -> float:
-        """KL[N(m, diag v) ‖ N(0, v₀ I)] = ½ Σ ((m² + v)/v₀ − 1 − log(v/v₀)), in nats.
+        """KL[N(m, diag v) ‖ N(0, v₀ I)] = ½ Σ ((m² + v)/v₀ − 1 − log(v/v₀)) over what is not a point, in nats.
 
         Args:
             prior_variance: v₀, one number or one per name. Default: the best one per tensor, mean(m² + v) (Graves
                 2011). (The optimizer's diagnostics take one v₀ for all tensors of a group, so their KL is larger.)
         """
         total = 0.0
-        for name, m in self.mean.items():
-            m, v = m.double(), self.variance[name].double()
+        for name, v in self.variance.items():
+            m, v = self.mean[name].double(), v.double()
             if isinstance(prior_variance, Mapping) and name not in prior_variance:
                 raise ValueError(f"prior_variance has no entry for {name}.")
             prior = prior_variance[name] if isinstance(prior_variance, Mapping) else prior_variance

@@ -1,11 +1,12 @@
 """Finetuning with IVON or AdamW on ``transformers.Trainer``.
 
-* `finetuning.py`: :func:`finetune`; `trainer.py`: IVON in any Trainer; `callbacks.py`, `checkpoints.py`: what happens
-  beside the steps;
+* `finetuning.py`: :func:`finetune`; `trainer.py`: IVON in any Trainer; `callbacks.py`, `checkpoints.py`, `beside.py`:
+  what happens beside the steps;
 * `run.py`: a finished run and its folder;
 * `presets.py`: where settings come from; `suggest.py`, `cost_of_noise.py`: λ and β₂ from a measurement.
 """
 
+from .beside import Beside
 from .callbacks import Bar, Evaluation
 from .checkpoints import last_checkpoint, remember
 from .cost_of_noise import choose_sigma, noise_cost

@@ -29,14 +29,17 @@ SCHEDULES = ("linear", "constant")
 
 
 class Attached(Protocol):
-    """A callback of the Trainer that belongs to an :class:`Attachment`."""
+    """A callback of the Trainer that belongs to an :class:`Attachment`.
+
+    If it has a method ``see(model, batch, format)``, that is called before every forward pass of training.
+    """
 
     def finish(self, run: Run) -> Run:
         """The run, extended by what was learned besides the weights."""
 
 
 class Attachment(Protocol):
-    """Settings of something that is put on a model for the length of training, such as gates."""
+    """Settings of something that is put on a model for the length of training, such as gates or learned noise."""
 
     def attach(self, model: nn.Module, seed: int) -> AbstractContextManager[Attached]:
         """Within the context it is on the model; afterwards the model is as it was."""
@@ -63,6 +66,7 @@ def finetune(
     start: Mapping[str, Tensor] | None = None,
     schedule: str = "linear",
     gates: Attachment | None = None,
+    attachments: Sequence[Attachment] = (),
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = True,
     **settings: float,
@@ -95,6 +99,7 @@ def finetune(
         schedule: of the learning rate: ``"linear"`` decays to 0, ``"constant"`` does not.
         gates: learn ranks and bit widths (B-LoRA): ``ivon_lora_lite.gates.GateSettings()``. Gates are trained by an
             Adam of their own. With IVON the Gaussian is over the weights before the gates, and draws go through them.
+        attachments: more that is on the model while it is trained, such as ``ivon_lora_lite.methods.BlobSettings()``.
         callbacks: more callbacks for the Trainer.
         progress: show progress bars.
         settings: hyperparameters that replace the preset's: ``lr``, and for IVON ``ess, hess_init, beta1, beta2,
@@ -117,8 +122,9 @@ def finetune(
     _check_counts(steps=steps, batch_size=batch_size, accumulation=accumulation)
     if eval_every and not held_out:
         raise ValueError("eval_every needs validation questions: give validation=, which training must not contain.")
-    if gates and (save_every or resume):
-        raise ValueError("Runs with gates write no checkpoints: leave save_every and resume out.")
+    attachments = [*([gates] if gates else []), *attachments]
+    if attachments and (save_every or resume):
+        raise ValueError("Runs with gates or other attachments write no checkpoints: leave save_every and resume out.")
     config = {
         "task": name,
         "optimizer": optimizer,
@@ -140,14 +146,15 @@ def finetune(
         reset_lora(model, seed)
         if start is not None:
             put_weights(model, start)
-        attached = stack.enter_context(gates.attach(model, seed)) if gates else None
+        attached = [stack.enter_context(attachment.attach(model, seed)) for attachment in attachments]
         trainer = AnswerTrainer(
             format=format,
+            attached=attached,
             model=model,
             args=_arguments(model, config, folder, save_every, progress),
             train_dataset=questions,
             data_collator=lambda batch: collate(batch, tokenizer_of(model), format),
-            callbacks=[*([attached] if attached else []), *callbacks],
+            callbacks=[*attached, *callbacks],
             ivon={**config["settings"], "seed": seed} if optimizer == "ivon" else None,
         )
         started = time.perf_counter()
@@ -162,7 +169,9 @@ def finetune(
         posterior = GaussianPosterior.from_optimizer(trainer.ivon_optimizer, model, task=name, seed=seed)
     run = Run(model, read_weights(model), posterior, config, history, seconds)
     check_finite_run(run, trainer)
-    return attached.finish(run) if attached else run
+    for one in attached:
+        run = one.finish(run)
+    return run
 
 
 def check_choices(optimizer: str, format: str, schedule: str = "linear") -> None:
@@ -260,11 +269,13 @@ class AnswerTrainer(IVONTrainer):
 
     Args:
         format: the answer format of the batches.
+        attached: what is told of every batch, if it wants to see it.
     """
 
-    def __init__(self, *args, format: str, **kwargs):
+    def __init__(self, *args, format: str, attached: Sequence[Attached] = (), **kwargs):
         super().__init__(*args, **kwargs)
         self.format = format
+        self.watching = [one for one in attached if hasattr(one, "see")]
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback):
             self.add_callback(Bar)
@@ -278,6 +289,8 @@ class AnswerTrainer(IVONTrainer):
         super().log(logs, *args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        for one in self.watching:
+            one.see(model, inputs, self.format)
         with parametrize.cached():  # PEFT asks for every weight twice; gates, if there are any, act once
             logits = answer_logits(model, inputs, self.format)
         loss = answer_loss(logits, inputs["answers"])

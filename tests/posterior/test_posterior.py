@@ -543,3 +543,25 @@ def test_plain_peft_reads_the_folder_and_predicts_at_the_mean(tiny_model, questi
     assert (got - fresh)[torch.isfinite(fresh)].abs().max() > 1e-2  # two steps did change the model
     facts = json.loads((tmp_path / "adapter_config.json").read_text("utf8"))
     assert facts["peft_type"] == "LORA" and facts["r"] == 8
+
+
+# ------------------------------------------------------------------------------------------------ points
+
+
+def test_points_are_the_same_in_every_draw_and_need_to_be_named(gaussian, tmp_path):
+    mean, variance = dict(gaussian.mean), {"a": gaussian.variance["a"]}
+    with pytest.raises(ValueError, match=r"mean has 'b' \(1 in all\), which variance lacks"):
+        GaussianPosterior(mean, variance)
+    q = GaussianPosterior(mean, variance, {"points": ["b"]})
+    q.save(tmp_path)
+    for kept in (q, GaussianPosterior.load(tmp_path)):
+        one, other = kept.sample(1), kept.sample(2, tau=0.5)
+        assert torch.equal(one["b"], mean["b"]) and torch.equal(other["b"], mean["b"])
+        assert torch.equal(one["a"], gaussian.sample(1)["a"])
+    alone = GaussianPosterior({"a": mean["a"]}, variance)
+    assert q.kl(0.5) == alone.kl(0.5) and q.summary()["parameters"] == 2
+    jacobian = {"a": torch.tensor([[1.0, 2.0]]), "b": torch.ones(1, 1, 3)}
+    assert torch.equal(q.covariance(jacobian), alone.covariance({"a": jacobian["a"]}))
+    pruned = q.prune(0.5)  # |m|/σ of a is 1 and 10; b is not asked
+    assert pruned.mean["a"].tolist() == pytest.approx([0.0, 0.1]) and torch.equal(pruned.mean["b"], mean["b"])
+    assert torch.equal(q.scale(4.0).variance["a"], 4 * variance["a"]) and "b" not in q.scale(4.0).variance

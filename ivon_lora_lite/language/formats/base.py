@@ -38,6 +38,14 @@ class Format(ABC):
     def tokens(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Where the model gets the tokens of each question, padding left out: B pairs (rows, positions) ``[T]``."""
 
+    def shape(self, model: nn.Module, batch: Batch) -> tuple[int, int]:
+        """Rows and positions of what the model gets."""
+        return tuple(batch["input_ids"].shape)
+
+    def kept(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """The positions at which the output layer runs; None: all."""
+        return None
+
 
 def precision(model: nn.Module) -> AbstractContextManager:
     """Autocast if the frozen base is 16-bit while LoRA's weights are fp32."""

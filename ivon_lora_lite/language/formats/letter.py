@@ -48,6 +48,9 @@ class LetterFormat(Format):
         logits = last.float().gather(-1, tokens.clamp(min=0))  # [R · B, C]
         return logits.masked_fill(tokens < 0, -torch.inf).view(copies, -1, tokens.shape[-1])
 
+    def kept(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        return torch.tensor([batch["input_ids"].shape[1] - 1]) if known_exact(model) else None
+
     def tokens(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         mask = batch["attention_mask"]
         mask = mask if known_exact(model) else mask.sort(dim=-1, descending=True).values

@@ -97,6 +97,12 @@ class TextFormat(Format):
         out[:, present] = means.view(copies, -1)
         return out
 
+    def shape(self, model: nn.Module, batch: Batch) -> tuple[int, int]:
+        return tuple(batch["input_ids" if self.packs(model, batch) else "rows"].shape)
+
+    def kept(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        return batch["keep"] if self.packs(model, batch) else None
+
     def tokens(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """In a packed row the questions follow one another, each with its choices behind it; else choices have rows."""
         if self.packs(model, batch):

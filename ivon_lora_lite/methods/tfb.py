@@ -1,0 +1,143 @@
+"""TFB, training-free Bayes: as much noise on a finished adapter as costs next to nothing (Shi et al. 2024).
+
+    B = U diag(d) Vᵀ,   B' = U diag(d),  A' = Vᵀ A,  so that B'A' = BA;   q(A'_ij) = N(A'_ij, (σ_q/d_i)²)
+
+The product keeps its value, and the noise of ΔW has the same size in all directions that B can reach. σ_q is the
+largest for which the loss on some anchor questions is worse than at the mean by no more than a tolerance. The anchors
+need no labels: by default the model's own answers stand in for them.
+
+The public code keeps the last σ_q that was beyond the tolerance, and divides the relative change by the number of
+anchors; here it is the largest within the tolerance, and the change is that of the mean, as the paper has it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..evaluation import Predictions, predict
+from ..language import Question
+from ..posterior import GaussianPosterior, lora_layers, trainable
+from ..training import Run
+from .base import Bench, Method, Result, numbers_per_weight
+
+RANGE = (1e-3, 1.0)  # of σ_q
+LABELS, CRITERIA = ("own", "true"), ("nll", "acc")
+SMALLEST = 1e-6  # of d_i relative to the largest: rows of A' that B' ignores
+
+
+def balanced(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The run's weights as {B', A'}, and 1/d for each row of every A', ``[r, 1]`` by its name."""
+    names = {id(p): name for name, p in trainable(run.model).items()}
+    weights, inverse = dict(run.weights), {}
+    for pair in lora_layers(run.model).values():
+        a, b = names[id(pair.a.weight)], names[id(pair.b.weight)]
+        left, d, right = torch.linalg.svd(run.weights[b].double(), full_matrices=False)
+        weights[b] = (left * d).float()
+        weights[a] = (right @ run.weights[a].double()).float()
+        inverse[a] = 1 / d.clamp(min=max(SMALLEST * float(d.max()), 1e-12)).float()[:, None]
+    return weights, inverse
+
+
+def largest_within(change: Callable[[float], float], tolerance: float, low: float, high: float, halvings: int) -> float:
+    """The largest x in [low, high] with change(x) ≤ tolerance, by bisection on log x; ``change`` should be increasing.
+
+    Raises:
+        ValueError: ``low`` is beyond the tolerance already.
+    """
+    if change(high) <= tolerance:
+        return high
+    if change(low) > tolerance:
+        raise ValueError(f"Noise of {low:g} is beyond the tolerance of {tolerance:g} already: allow more.")
+    for _ in range(halvings):
+        middle = math.sqrt(low * high)
+        if change(middle) <= tolerance:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def tfb(
+    run: Run,
+    anchors: Sequence[Question],
+    *,
+    tolerance: float = 0.003,
+    criterion: str = "nll",
+    labels: str = "own",
+    samples: int = 10,
+    halvings: int = 8,
+    seed: int = 1000,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Run:
+    """Put the most noise on a finished run that costs no more than a tolerance on anchor questions.
+
+    Args:
+        run: a finished run; of a run with a posterior the mean counts.
+        anchors: questions on which the cost is measured.
+        tolerance: by how much the anchors' NLL may rise, relative to that at the mean (the paper's 0.3 %), or by how
+            much their accuracy may fall, absolute (its 1 % is 0.01).
+        criterion: ``"nll"`` or ``"acc"``.
+        labels: ``"own"``, what the mean answers, or ``"true"``, the anchors' answers.
+        samples: draws whose average is judged, the same for every σ_q.
+        halvings: of the bisection.
+        seed: of these draws.
+        batch_size: questions per forward pass.
+        progress: show progress bars.
+
+    Returns:
+        The run with weights {B', A'} and a :class:`GaussianPosterior` in which B' is a point.
+
+    Raises:
+        ValueError: an unknown option, or noise of the smallest size is beyond the tolerance.
+    """
+    for name, value, known in (("criterion", criterion, CRITERIA), ("labels", labels, LABELS)):
+        if value not in known:
+            raise ValueError(f"There is no {name} {value!r}. Known: {', '.join(known)}.")
+    weights, inverse = balanced(run)
+    points = sorted(weights.keys() - inverse.keys())
+    facts = {"method": "tfb", "points": points, "task": run.config["task"], "anchors": len(anchors)}
+    facts |= {"tolerance": tolerance, "criterion": criterion, "labels": labels}
+
+    def posterior(sigma_q: float) -> GaussianPosterior:
+        variance = {name: (sigma_q * r).square().expand_as(weights[name]).contiguous() for name, r in inverse.items()}
+        return GaussianPosterior(weights, variance, {**facts, "sigma_q": sigma_q})
+
+    options = {"batch_size": batch_size, "progress": progress}
+    at_mean = predict(replace(run, posterior=None), anchors, **options)
+    answers = at_mean.labels if labels == "true" else at_mean.ensemble().argmax(-1)
+    before = _loss(at_mean, answers, criterion)
+
+    def change(sigma_q: float) -> float:
+        drawn = predict(run, anchors, posterior=posterior(sigma_q), samples=samples, seed=seed, **options)
+        rise = _loss(drawn, answers, criterion) - before
+        return rise / max(before, 1e-12) if criterion == "nll" else rise
+
+    found = posterior(largest_within(change, tolerance, *RANGE, halvings))
+    return replace(run, weights=weights, posterior=found, config={**run.config, "method": "tfb"})
+
+
+def _loss(predictions: Predictions, answers: Tensor, criterion: str) -> float:
+    """NLL of the averaged probabilities, or the share of wrong answers."""
+    probs = predictions.ensemble().double()
+    if criterion == "acc":
+        return float((probs.argmax(-1) != answers).double().mean())
+    return -float(probs.gather(1, answers[:, None]).clamp(min=1e-300).log().mean())
+
+
+def _make(bench: Bench) -> Result:
+    started = time.perf_counter()
+    run = tfb(bench.run, bench.validation, progress=bench.progress, **bench.chosen)
+    seconds = {"fit": time.perf_counter() - started}
+    predictions = predict(run, bench.questions, samples=bench.settings.samples, progress=bench.progress)
+    facts = {"sigma_q": run.posterior.metadata["sigma_q"]}
+    return Result(predictions, run, seconds, numbers_per_weight(run.posterior, run), bench.settings.samples, facts)
+
+
+TFB = Method("tfb", "+ TFB", "TFB: noise on AdamW's adapter, as much as validation questions bear", _make, "adamw")
+TFB_BLOB = Method("tfb@blob", "TFB on BLoB's mean", "TFB on BLoB's mean", _make, "blob")
+TFB_IVON = Method("tfb@ivon", "TFB on IVON's mean", "TFB on IVON's mean", _make, "ivon")

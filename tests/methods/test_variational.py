@@ -1,0 +1,313 @@
+"""BLoB, ScalaBL and TFB against closed forms, dense algebra and a grid."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+from ivon_lora_lite import LoraSettings, collate, finetune, load_posterior, load_run, load_task, predict, tau_sweep
+from ivon_lora_lite.evaluation import jacobian, visit_gradients
+from ivon_lora_lite.language import answer_logits
+from ivon_lora_lite.language.adapters import peft_config
+from ivon_lora_lite.methods import BlobSettings, RowPosterior, ScalablSettings, balanced, blob, scalabl, tfb
+from ivon_lora_lite.methods.blob import Owners, flipout, gaussian_kl
+from ivon_lora_lite.methods.scalabl import ScalablTraining
+from ivon_lora_lite.methods.tfb import largest_within
+from ivon_lora_lite.posterior import lora_layers, read_weights, reset_lora, trainable
+
+SHORT = {"steps": 6, "train_size": 8, "progress": False, "eval_every": 0, "seed": 3}
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("everyday@1")
+
+
+def randomise(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in trainable(model).values():
+            p.copy_(0.3 * torch.randn(p.shape, generator=generator))
+
+
+# ------------------------------------------------------------------------------------------------ BLoB
+
+
+def test_the_kl_and_its_gradient_are_those_of_gaussians():
+    mean, sigma = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([0.3, -1.0], [0.1, 0.5]))
+    kl = gaussian_kl(mean, sigma, 0.2)
+    expected = kl_divergence(Normal(mean, sigma), Normal(0.0, 0.2)).sum()
+    assert float(kl) == pytest.approx(float(expected), rel=1e-7)
+    kl.backward()
+    torch.testing.assert_close(mean.grad, mean.detach() / 0.04)
+    torch.testing.assert_close(sigma.grad, sigma.detach() / 0.04 - 1 / sigma.detach())
+
+
+def test_flipout_has_the_mean_and_variance_of_plain_draws_and_decorrelates_questions():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, 5, generator=generator)
+    x[0, 1] = x[0, 0]  # the same input, in two questions
+    sigma = torch.rand(3, 5, generator=generator) + 0.1
+    owner, draws = torch.tensor([[0, 1]]), 20_000
+    out = torch.empty(draws, 2, 3)
+    for k in range(draws):
+        epsilon = torch.randn(3, 5, generator=generator)
+        signs = (torch.randint(2, (2, n), generator=generator) * 2.0 - 1 for n in (5, 3))
+        out[k] = flipout(x, sigma * epsilon, owner, *signs)[0]
+    variance = sigma.square() @ x[0, 0].square()  # of Σ_j σ_ij ε_ij x_j
+    error = variance / draws**0.5
+    assert ((out.mean(0)).abs() < 4 * (variance / draws).sqrt()).all()
+    assert ((out.var(0) - variance).abs() < 6 * error).all()
+    shared = (out[:, 0] * out[:, 1]).mean(0)  # one plain draw for both would make this the variance
+    assert (shared.abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+def test_every_token_has_the_noise_of_its_question(model, task, format):
+    questions = task.train[:3]
+    batch = collate(questions, model.tokenizer, format)
+    owners = Owners()
+    owners.see(model, batch, format)
+    rows, length = batch["input_ids"].shape
+    owner, count = owners.of(torch.zeros(rows, length, 4))
+    assert count == 3
+    if format == "text":
+        blocks = batch["sees"][batch["block"]]
+        assert all(owner[0][blocks == block].unique().tolist() == [k] for k, block in enumerate(blocks.unique()))
+    else:
+        assert (owner == torch.arange(3)[:, None])[batch["attention_mask"] > 0].all()
+        assert batch["attention_mask"].sum() < batch["attention_mask"].numel()  # there is padding to leave out
+
+
+def test_noise_is_there_in_training_only_and_the_same_in_a_second_pass(model, task):
+    randomise(model)
+    batch = collate(task.train[:2], model.tokenizer, "text")
+    with BlobSettings(start=0.5).attach(model, seed=1) as training:
+        training.see(model, batch, "text")
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        one, again = (answer_logits(model, batch) for _ in range(2))
+        training.see(model, batch, "text")
+        other = answer_logits(model, batch)
+        model.eval()
+        at_mean = answer_logits(model, batch)
+    assert torch.equal(one, again) and not torch.allclose(one, other) and not torch.allclose(one, at_mean)
+    torch.testing.assert_close(at_mean, answer_logits(model, batch))
+
+
+def test_a_single_question_sees_one_plain_draw(model, task):
+    """With one question the signs are those of a draw of A: the noisy pass is a pass with other weights."""
+    randomise(model)
+    batch = collate(task.train[:1], model.tokenizer, "text")
+    with BlobSettings(start=0.5).attach(model, seed=1) as training:
+        training.see(model, batch, "text")
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        noisy = answer_logits(model, batch)
+        noise = {name: (training.g[name].square() * e) * (r.T * s) for name, (e, s, r) in training.noise.items()}
+    with torch.no_grad():
+        for name, p in trainable(model).items():
+            p.add_(noise.get(name, torch.zeros(())))
+    model.eval()
+    torch.testing.assert_close(answer_logits(model, batch), noisy.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_blob_is_a_run_with_a_posterior_over_a(model, task, tmp_path):
+    run = blob(model, task, **SHORT, lr=1e-3, start=0.3, kl_weight=0.5, noise_lr=0.05)
+    assert set(run.posterior.variance) == {name for name in run.weights if ".lora_A." in name}
+    start = 0.3**4
+    moved = torch.cat([v.flatten() for v in run.posterior.variance.values()])
+    assert not ((moved >= start / 4) & (moved <= start)).all()  # G began in [ε/√2, ε]
+    assert [entry["blob_kl"] for entry in run.history if "blob_kl" in entry]
+    questions = task.test[:6]
+    drawn = predict(run, questions, samples=3)
+    assert drawn.logits.std(0).max() > 0
+    run.save(tmp_path / "run")
+    again = load_run(tmp_path / "run", model)
+    assert torch.equal(predict(again, questions, samples=3).logits, drawn.logits)
+    sweep = tau_sweep(again, questions, taus=(0.0, 1.0), samples=2)
+    torch.testing.assert_close(sweep.predictions(0.0).logits, predict(run, questions).logits)
+
+
+def test_a_heavy_kl_pulls_the_noise_to_the_prior(model, task):
+    """The sign of the KL's gradient: σ starts far below σ_p and grows, the more the heavier the KL."""
+    sigma = {}
+    for weight in (1e-6, 10.0):
+        run = blob(model, task, **SHORT, lr=1e-4, kl_weight=weight, noise_lr=0.05)
+        sigma[weight] = torch.cat([v.flatten() for v in run.posterior.variance.values()]).sqrt().mean()
+    assert sigma[10.0] > 1.3 * sigma[1e-6]
+
+
+@pytest.mark.parametrize("settings", [{"kl_weight": 0.0}, {"start": -1.0}, {"prior_sigma": math.inf}])
+def test_settings_out_of_range_are_refused(settings):
+    name = next(iter(settings))
+    for kind in (BlobSettings, ScalablSettings):
+        with pytest.raises(ValueError, match=f"{name} is .*; expected a finite number above 0"):
+            kind(**settings)
+
+
+# ------------------------------------------------------------------------------------------------ ScalaBL
+
+
+def test_delta_w_is_b_s_a(model, task):
+    """In training LoRA's product is B diag(s) A with the s that was drawn, and afterwards B diag(μ) A."""
+    reset_lora(model, 5)
+    before = {name: w.double() for name, w in read_weights(model).items()}
+    batch = collate(task.train[:1], model.tokenizer, "text")
+    seen = {}
+    with ScalablSettings(start=0.4).attach(model, seed=1) as training:
+        assert isinstance(training, ScalablTraining)
+        name, module = next(iter(training.modules.items()))
+        _, values, _ = torch.linalg.svd(before[name], full_matrices=False)
+        torch.testing.assert_close(training.log_mean[name].exp().double(), values, atol=1e-6, rtol=1e-5)
+        rows = module.weight.detach().double()
+        torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double(), atol=1e-5, rtol=0)
+        handle = module.register_forward_hook(lambda m, args, out: seen.update(x=args[0], out=out))
+        training.see(model, batch, "text")
+        model.train()
+        answer_logits(model, batch)
+        handle.remove()
+        s = training.log_mean[name].exp() + training.log_sigma[name].exp() * training.noise[name][0]
+        expected = seen["x"] @ (torch.diag(s) @ module.weight).T
+        torch.testing.assert_close(seen["out"], expected, atol=1e-5, rtol=1e-4)
+        model.eval()
+        inside = answer_logits(model, batch)
+    torch.testing.assert_close(answer_logits(model, batch), inside, atol=1e-5, rtol=1e-4)
+
+
+def test_scalabl_draws_are_adapters_with_scaled_rows(model, task, tmp_path):
+    run = scalabl(model, task, **SHORT, lr=1e-3)
+    posterior = run.posterior
+    assert {name for name in run.weights if ".lora_B." in name} == set(posterior.metadata["points"])
+    draw = posterior.sample(4, tau=0.25)
+    for name, spread in posterior.spread.items():
+        ratio = (draw[name] / run.weights[name]).nan_to_num(1.0)  # one number a row
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=1e-4, rtol=1e-4)
+        share = (spread / run.weights[name]).nan_to_num()[:, 0]
+        twice = posterior.sample(4, tau=1.0)[name] / run.weights[name]
+        torch.testing.assert_close(twice[:, 0] - 1, 2 * (ratio[:, 0] - 1), atol=1e-4, rtol=1e-3)
+        assert (share > 0).all()
+    run.save(tmp_path / "run")
+    again = load_run(tmp_path / "run", model)
+    assert isinstance(load_posterior(tmp_path / "run"), RowPosterior)
+    questions = task.test[:4]
+    assert torch.equal(predict(again, questions, samples=2).logits, predict(run, questions, samples=2).logits)
+
+
+def test_the_covariance_of_rows_is_that_of_draws():
+    generator = torch.Generator().manual_seed(0)
+    mean, spread = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    q = RowPosterior({"a": mean, "b": mean}, {"a": spread}, {"points": ["b"]})
+    jacobian = {name: torch.randn(2, 3, 4, generator=generator) for name in "ab"}
+    deviations = torch.stack([q.sample(seed)["a"] - mean for seed in range(4000)])
+    moved = torch.einsum("cij,sij->sc", jacobian["a"], deviations)
+    expected = q.covariance(jacobian)
+    torch.testing.assert_close(moved.T @ moved / 4000, expected, atol=0.1 * float(expected.max()), rtol=0)
+    torch.testing.assert_close(q.scale(4.0).covariance(jacobian), 4 * expected)
+    with pytest.raises(ValueError, match="mean has 'b'"):
+        RowPosterior({"a": mean, "b": mean}, {"a": spread})
+
+
+# ------------------------------------------------------------------------------------------------ TFB
+
+
+def test_the_product_stays_and_noise_is_divided_by_singular_values(model, task):
+    run = finetune(model, task, optimizer="adamw", **SHORT, lr=1e-2)
+    weights, inverse = balanced(run)
+    pairs = [(name, name.replace("lora_A", "lora_B")) for name in inverse]
+    assert len(pairs) == len(lora_layers(model))
+    for a, b in pairs:
+        old, new = (w[b].double() @ w[a].double() for w in (run.weights, weights))
+        assert (old - new).abs().max() < 1e-6
+        gram = weights[b].double().T @ weights[b].double()  # B' has orthogonal columns of length d
+        d = torch.linalg.svdvals(run.weights[b].double())
+        torch.testing.assert_close(gram.diag().sqrt(), d, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(inverse[a][:, 0].double() * d, torch.ones(len(d)).double(), atol=1e-3, rtol=0)
+    bayes = tfb(run, task.validation[:6], tolerance=0.05, samples=3, halvings=4)
+    sigma_q = bayes.posterior.metadata["sigma_q"]
+    a = pairs[0][0]
+    torch.testing.assert_close(bayes.posterior.variance[a][:, :1], (sigma_q * inverse[a]).square())
+    questions = task.test[:6]
+    torch.testing.assert_close(predict(bayes, questions).logits, predict(run, questions).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_bisection_finds_what_a_grid_finds():
+    def change(x):
+        return x**2
+
+    found = largest_within(change, 0.01, 1e-3, 1.0, 20)
+    grid = max(x / 1e4 for x in range(10, 10_000) if change(x / 1e4) <= 0.01)
+    assert found <= 0.1 and found == pytest.approx(grid, abs=1e-4)
+    assert largest_within(change, 2.0, 1e-3, 1.0, 20) == 1.0
+    with pytest.raises(ValueError, match="beyond the tolerance of 1e-09 already"):
+        largest_within(change, 1e-9, 1e-3, 1.0, 20)
+
+
+def test_a_larger_tolerance_allows_more_noise_and_labels_may_be_the_models_own(model, task):
+    run, anchors = finetune(model, task, optimizer="adamw", **SHORT, lr=1e-2), task.validation[:8]
+    found = [tfb(run, anchors, tolerance=t, samples=3, halvings=6).posterior.metadata["sigma_q"] for t in (0.003, 0.03)]
+    assert found[0] < found[1]
+    true = tfb(run, anchors, labels="true", criterion="acc", tolerance=0.5, samples=2, halvings=3)
+    assert true.posterior.metadata["labels"] == "true"
+    for wrong in ({"labels": "mine"}, {"criterion": "ece"}):
+        with pytest.raises(ValueError, match="There is no"):
+            tfb(run, anchors, **wrong)
+
+
+# ------------------------------------------------------------------------------------------------ the output layer
+
+
+def with_output_layer(tiny_model):
+    import peft
+
+    plain = tiny_model(lora=False)
+    tokenizer = plain.tokenizer
+    settings = LoraSettings(r=2, dropout=0.0, targets=("q_proj", "v_proj", "lm_head"))
+    model = peft.get_peft_model(plain, peft_config(plain, settings))
+    model.tokenizer = tokenizer
+    return model.eval()
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+def test_the_jacobian_knows_an_output_layer_that_runs_at_some_positions(tiny_model, task, format):
+    model = with_output_layer(tiny_model)
+    randomise(model)
+    weights, questions = read_weights(model), task.test[:3]
+    found = {}
+
+    def keep(index, f, factors):
+        found[index] = jacobian(factors)
+
+    visit_gradients(model, weights, questions, keep, format=format)
+    for index, question in enumerate(questions):
+        f = answer_logits(model, collate([question], model.tokenizer, format), format)[0]
+        params = trainable(model)
+        for c in range(len(f)):
+            grads = torch.autograd.grad(f[c], params.values(), retain_graph=True)
+            for name, g in zip(params, grads):
+                torch.testing.assert_close(found[index][name][c], g, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+def test_the_output_layer_may_have_lora_too(tiny_model, task, format):
+    model = with_output_layer(tiny_model)
+    assert any("lm_head" in name for name in trainable(model))
+    options = {**SHORT, "format": format}
+    questions = task.test[:5]
+    for run in (blob(model, task, **options), scalabl(model, task, **options), finetune(model, task, **options)):
+        drawn = predict(run, questions, samples=2)
+        slowly = predict(run, questions, samples=2, draws_per_pass=1, batch_size=1)
+        torch.testing.assert_close(drawn.logits, slowly.logits, atol=1e-4, rtol=1e-4)
