@@ -1,9 +1,11 @@
 from . import gates, plots
 from .evaluation import (
+    Abstention,
     Linearized,
     Predictions,
     Scores,
     TauSweep,
+    abstain,
     accuracy,
     adaptive_ece,
     bootstrap_intervals,
@@ -12,6 +14,7 @@ from .evaluation import (
     ece,
     ece_floor,
     entropy,
+    error_detection,
     linearized,
     mean_and_error,
     mutual_information,
@@ -19,7 +22,9 @@ from .evaluation import (
     paired_differences,
     predict,
     reliability,
+    risk_coverage,
     score,
+    shift_detection,
     tau_sweep,
 )
 from .ivon import IVON, advice
@@ -37,7 +42,19 @@ from .language import (
     load_task,
     memory_of,
 )
-from .methods import METHODS, ensemble, laplace, linearized_laplace, mc_dropout, swa, swag, temperature
+from .methods import (
+    METHODS,
+    blob,
+    ensemble,
+    laplace,
+    linearized_laplace,
+    mc_dropout,
+    scalabl,
+    swa,
+    swag,
+    temperature,
+    tfb,
+)
 from .plots import TauExplorer, sweep_html
 from .posterior import (
     GaussianPosterior,

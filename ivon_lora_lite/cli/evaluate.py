@@ -9,29 +9,46 @@ from .options import HUB, bins_option, count, positive
 def add(commands) -> None:
     p = commands.add_parser("evaluate", help="evaluate a saved run")
     p.add_argument("run", type=Path, help="folder that finetune wrote")
-    p.add_argument("--task", help="another task than the run's")
+    p.add_argument("--task", nargs="+", help="other tasks than the run's, or it among them")
     p.add_argument("--hub", help=HUB)
     p.add_argument("--test-size", type=positive, help="use only this many test questions (default: all)")
     p.add_argument("--samples", type=count, default=10, help="draws; 0 is the mean (default: 10)")
     p.add_argument("--tau", type=float, default=1.0, help="scale of the posterior variance (default: 1)")
     p.add_argument("--seed", type=int, default=0, help="of the draws")
     p.add_argument("--save", type=Path, help="write the logits [S, N, C] to this file")
+    p.add_argument("--abstain", type=float, metavar="SHARE", help="answer only this share; list what a person should")
     bins_option(p)
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     p.set_defaults(function=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..evaluation import predict, score
+    from ..evaluation import abstain, predict, score, shift_detection
     from ..language import load_task, name_in_record
     from ..training import load_run
 
+    if args.save and args.task and len(args.task) > 1:
+        raise ValueError("--save writes the logits of one task: give one --task.")
     run = load_run(args.run, progress=not args.quiet)
-    task = load_task(args.task or name_in_record(run.config["task"]), hub=args.hub)
+    own = name_in_record(run.config["task"])
     samples = args.samples if run.posterior is not None else 0
-    questions = task.test[: args.test_size]
-    predictions = predict(run, questions, samples=samples, tau=args.tau, seed=args.seed, progress=not args.quiet)
     how = f"{samples} draws, τ = {args.tau:g}" if samples else "at the mean" if run.posterior else "one point"
-    print(f"{task.name}, {how}: {score(predictions, bins=args.bins)}")
+    found = {}
+    for name in args.task or [own]:
+        task = load_task(name, hub=args.hub)
+        questions = task.test[: args.test_size]
+        predictions = predict(run, questions, samples=samples, tau=args.tau, seed=args.seed, progress=not args.quiet)
+        print(f"{task.name}, {how}: {score(predictions, bins=args.bins)}")
+        found[task.name] = predictions
+        if args.abstain:
+            decision = abstain(predictions, args.abstain)
+            print(f"  {decision}")
+            for q, handed_over, doubt in zip(questions, decision.handed_over, decision.doubt):
+                if handed_over:
+                    print(f"  {1 - doubt:.3f}  {q.id}  {' '.join(q.stem.split())[:90]}")
+    for name, predictions in found.items():
+        if own in found and name != own:
+            at = ", ".join(f"{d} {v['auroc']:.3f}" for d, v in shift_detection(found[own], predictions).items())
+            print(f"{name} told from {own} by doubt, AUROC: {at}")
     if args.save:
         print(f"Logits {tuple(predictions.logits.shape)} are in {predictions.save(args.save)}")

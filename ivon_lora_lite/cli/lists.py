@@ -14,6 +14,7 @@ def tasks(args: argparse.Namespace) -> None:
     for name, source in TASKS.items():
         where = f"{source.path}, {source.config}" if source.config else source.path or "no download"
         print(f"{name:14} {source.about} ({where}); results are reported on its {source.test} split")
+    print("mmlu/SUBJECT   one subject of MMLU, such as mmlu/college_chemistry, for evaluation only")
 
 
 def models(args: argparse.Namespace) -> None:

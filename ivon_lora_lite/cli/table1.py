@@ -21,6 +21,8 @@ def add(commands) -> None:
     p.add_argument("--train-size", type=positive, help="use only this many training questions, from the start")
     p.add_argument("--split", default="test", help="report on test, or on validation to choose settings")
     p.add_argument("--test-size", type=positive, help="report on only this many questions")
+    p.add_argument("--shift", nargs="+", default=[], metavar="TASK", help="also test what was trained on these tasks")
+    p.add_argument("--shift-size", type=positive, default=500, help="their test questions (default: 500)")
     p.add_argument("--validation-size", type=positive, default=100, help="for early stopping and temperature")
     p.add_argument("--evaluations", type=positive, default=5, help="on them, along training (default: 5)")
     p.add_argument("--samples", type=positive, default=10, help="draws (default: 10)")
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
     from ..studies.table1 import Table, export, load_records, paper_table, run_table
 
     if not args.show:
+        args.shift = tuple(args.shift)
         args.chosen = read_json(args.chosen) if args.chosen else {}
         settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
         run_table(

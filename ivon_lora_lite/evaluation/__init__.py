@@ -2,11 +2,27 @@
 
 * `metrics.py`: accuracy, ECE, NLL, Brier score … of probabilities ``[..., N, C]``;
 * `scores.py`: logits ``[S, N, C]`` as a file, and their scores; `comparison.py`: two methods, or several seeds;
+* `decisions.py`: abstaining, and telling errors and shifted questions by doubt;
 * `prediction.py`: the mean or draws → logits; `stacking.py`: several draws in one forward pass;
 * `sweep.py`: the same draws at several τ; `jacobians.py`, `linearization.py`: every τ from one pass.
 """
 
 from .comparison import mean_and_error, paired_differences
+from .decisions import (
+    COVERAGE,
+    DOUBTS,
+    Abstention,
+    abstain,
+    accuracy_at,
+    aurc,
+    auroc,
+    doubts,
+    error_detection,
+    fpr_at_tpr,
+    right_answers,
+    risk_coverage,
+    shift_detection,
+)
 from .jacobians import Factors, jacobian, visit_gradients
 from .linearization import Linearized, linearized, linearized_together
 from .metrics import (

@@ -8,7 +8,7 @@ written for this package: a language model answers them in words, a sequence cla
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .questions import SELECT, Question, letter_prompt
 
@@ -23,8 +23,23 @@ class Source:
     convert: Callable[[dict], Question | None]
     test: str  # the split with public labels that results are reported on
     about: str
-    train: str = "train"  # the split to train on
+    train: str = "train"  # the split to train on; "" if the task is for evaluation only
     edition: int = 0  # the newest, of a data set whose questions have changed
+
+
+def source_of(name: str) -> Source:
+    """Where a task lives, by its name without an edition.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    area, _, subject = name.partition("/")
+    if area == "mmlu" and subject:
+        about = f"exam questions of {subject.replace('_', ' ')}, for evaluation only"
+        return replace(TASKS["mmlu"], config=subject, train="", about=about)
+    if name not in TASKS:
+        raise ValueError(f"There is no task {name!r}. Known tasks: {', '.join(TASKS)}, mmlu/SUBJECT.")
+    return TASKS[name]
 
 
 def _arc(row: dict) -> Question | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..files import data_path, first_line
 from .questions import Question, Task
-from .sources import TASKS, Source
+from .sources import TASKS, Source, source_of
 
 HELD_OUT = 10  # where the source has no validation split, every 10th training question is held out
 
@@ -22,8 +22,8 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
 
     Args:
         name: one of ``TASKS``: everyday (embedded; ``everyday@1`` is its first edition), arc_easy, arc_challenge,
-            openbookqa, winogrande_s, winogrande_m, boolq, mmlu, and GLUE's classification tasks as glue/rte,
-            glue/mnli ….
+            openbookqa, winogrande_s, winogrande_m, boolq, mmlu, GLUE's classification tasks as glue/rte, glue/mnli …,
+            and single subjects of MMLU as mmlu/college_chemistry …, which are for evaluation only.
         hub: a folder laid out like the Hub (``DIR/allenai/ai2_arc`` …). Default: the variable ``IVON_LORA_HUB``, else
             the Hub.
 
@@ -35,16 +35,19 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
         FileNotFoundError: neither the Hub nor the folder has the data set.
     """
     name = full_name(name)
-    source = TASKS[name.partition("@")[0]]
+    source = source_of(name.partition("@")[0])
     hub = hub or os.environ.get("IVON_LORA_HUB")
     rows = _embedded(name) if not source.path else _downloaded(name, source, hub)
     held_out = "" if "validation" in rows and source.test != "validation" else f"every {HELD_OUT}th of train"
     splits = {"train": source.train, "validation": held_out or "validation", "test": source.test}
-    for split in (source.train, source.test):
+    wanted = {source.train, source.test} - {""}
+    for split in sorted(wanted):
         if split not in rows:
             raise ValueError(f"{name}: the data set has no {split!r} split; it has {', '.join(rows) or 'none'}.")
-    parsed = {split: _questions(name, split, rows[split], source) for split in {source.train, source.test}}
-    if held_out:
+    parsed = {split: _questions(name, split, rows[split], source) for split in wanted}
+    if not source.train:
+        train, validation, splits["train"] = [], _questions(name, "validation", rows["validation"], source), "none"
+    elif held_out:
         train = [q for i, q in enumerate(parsed[source.train]) if i % HELD_OUT]
         validation = parsed[source.train][::HELD_OUT]
         splits["train"] = f"{source.train} without {held_out}"
@@ -52,7 +55,7 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
         train, validation = parsed[source.train], _questions(name, "validation", rows["validation"], source)
     task = Task(name, train, validation, parsed[source.test], splits)
     for split in ("train", "validation", "test"):
-        if not getattr(task, split):
+        if not getattr(task, split) and splits[split] != "none":
             raise ValueError(f"{name}: no usable question is left in the {split} split.")
     return task
 
@@ -64,9 +67,7 @@ def full_name(name: str) -> str:
         ValueError: unknown name or edition.
     """
     bare, _, edition = name.partition("@")
-    if bare not in TASKS:
-        raise ValueError(f"There is no task {name!r}. Known tasks: {', '.join(TASKS)}.")
-    newest = TASKS[bare].edition
+    newest = source_of(bare).edition
     if not edition:
         return f"{bare}@{newest}" if newest else bare
     known = [str(number + 1) for number in range(newest)]

@@ -27,6 +27,7 @@ class Settings:
         samples: draws of the methods that draw.
         further_steps, collect_every: of SWA and SWAG, which train on from the AdamW run.
         checkpoint_every: steps between checkpoints, so that even a run can be resumed (0: none).
+        shift, shift_size: other tasks whose test questions are answered too, and how many of them, from the start.
         chosen: task → method → settings that replace the method's defaults, such as a learning rate that was chosen on
             the task's validation questions.
     """
@@ -48,11 +49,13 @@ class Settings:
     further_steps: int = 50
     collect_every: int = 5
     checkpoint_every: int = 0
+    shift: tuple[str, ...] = ()
+    shift_size: int | None = 500
     chosen: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = ("rank", "steps", "batch_size", "evaluations", "samples", "further_steps", "collect_every")
-        for name in (*counts, "train_size", "test_size", "validation_size"):
+        for name in (*counts, "train_size", "test_size", "validation_size", "shift_size"):
             value = getattr(self, name)
             if value is None and name not in counts:
                 continue
@@ -75,6 +78,7 @@ class Bench:
         folder: unfinished; further files may be put there.
         finished: name of a method → the folder of its result on the same task and seed, or None.
         checkpoints: a folder for the run's own checkpoints.
+        further: questions of other tasks, to be answered after the task's own.
         chosen: settings that replace the method's defaults.
         progress: show progress bars.
     """
@@ -87,6 +91,7 @@ class Bench:
     folder: Path
     finished: Callable[[str], Path | None]
     checkpoints: Path
+    further: tuple[Question, ...] = ()
     chosen: Mapping[str, float] = field(default_factory=dict)
     progress: bool = False
 
@@ -103,7 +108,12 @@ class Bench:
 
     @property
     def questions(self) -> list[Question]:
-        """The questions to report on."""
+        """The questions to report on: the task's own, then those of other tasks."""
+        return [*self.own, *self.further]
+
+    @property
+    def own(self) -> list[Question]:
+        """The task's questions to report on."""
         return getattr(self.task, self.settings.split)[: self.settings.test_size]
 
     @property

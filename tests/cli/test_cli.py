@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import ivon_lora_lite
-from ivon_lora_lite import TASKS, Predictions, load_run, score
+from ivon_lora_lite import TASKS, Predictions, load_run, load_task, score
 from ivon_lora_lite.cli import EXAMPLES, build_parser, main
 
 COMMANDS = ("demo", "finetune", "evaluate", "tasks", "models")
@@ -130,7 +130,7 @@ def test_the_examples_of_the_help_are_valid_commands():
 def test_tasks_are_listed_with_the_split_that_results_are_reported_on(capsys):
     assert command("tasks") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(TASKS)
+    assert [line.split()[0] for line in lines] == [*TASKS, "mmlu/SUBJECT"]
     for line, source in zip(lines, TASKS.values()):
         assert f"on its {source.test} split" in line
         assert source.path in line
@@ -290,6 +290,22 @@ def test_the_papers_setting_on_a_task_from_a_hub_folder(model, hub, tmp_path, ca
     assert scores_of(capsys.readouterr().out, "winogrande_s, 2 draws, τ = 1: ") == printed
     assert command("evaluate", out, "--quiet", "--task", "everyday", "--samples", 2, "--test-size", 4) == 0
     assert "(4 questions)" in scores_of(capsys.readouterr().out, "everyday@2, 2 draws, τ = 1: ")
+
+
+def test_evaluate_on_several_tasks_and_what_goes_to_a_person(finished, capsys):
+    tasks = ("--task", "everyday@1", "everyday@2", "--test-size", 8, "--samples", 2)
+    capsys.readouterr()
+    assert command("evaluate", finished, "--quiet", *tasks, "--abstain", 0.5) == 0
+    said = capsys.readouterr().out
+    assert "everyday@1, 2 draws, τ = 1: " in said and "everyday@2, 2 draws, τ = 1: " in said
+    assert said.count("4 of 8 questions go to a person (confidence below 0.") == 2
+    listed = [line for line in said.splitlines() if line.startswith("  0.")]
+    assert len(listed) == 8 and {line.split()[1] for line in listed} <= {
+        q.id for name in ("everyday@1", "everyday@2") for q in load_task(name).test[:8]
+    }
+    assert re.search(
+        r"everyday@1 told from everyday@2 by doubt, AUROC: confidence 0\.\d+, entropy 0\.\d+, mutual", said
+    )
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -108,6 +108,17 @@ def mmlu_rows(split, count, choices=4):
     ]
 
 
+def test_a_subject_of_mmlu_is_for_evaluation_only(tmp_path, tiny_model):
+    splits = {split: mmlu_rows(split, count) for split, count in {"dev": 2, "validation": 3, "test": 5}.items()}
+    task = load_task("mmlu/college_chemistry", hub=write(tmp_path, "cais/mmlu", "college_chemistry", MMLU, splits))
+    assert (len(task.train), len(task.validation), len(task.test)) == (0, 3, 5)
+    assert task.name == "mmlu/college_chemistry" and task.splits["train"] == "none"
+    with pytest.raises(ValueError, match="no training questions"):
+        finetune(tiny_model(), task, steps=1, progress=False)
+    with pytest.raises(ValueError, match="no task 'mmlu2/x'"):
+        load_task("mmlu2/x")
+
+
 def test_mmlu_trains_on_its_auxiliary_split_and_reports_on_test(tmp_path):
     sizes = {"auxiliary_train": 9, "dev": 2, "validation": 3, "test": 5}
     splits = {split: mmlu_rows(split, count) for split, count in sizes.items()}

@@ -23,8 +23,10 @@ from ivon_lora_lite import (
     Table,
     finetune,
     hyperparameters,
+    load_run,
     load_task,
     paper_table,
+    predict,
     run_table,
     score,
     trainable,
@@ -371,6 +373,32 @@ def test_settings_chosen_for_a_task_reach_its_method_alone(tiny_folder, tmp_path
             run_table(tmp_path / "new", ["everyday"], ["adamw"], settings=replace(settings, chosen=wrong))
 
 
+def test_what_is_trained_on_one_task_is_tested_on_another(tiny_folder, tmp_path):
+    """The same logits as predicting these questions alone, under a column of its own."""
+    out = tmp_path / "out"
+    methods = ("adamw", "temperature", "ivon", "laplace_diag")
+    main(command(tiny_folder, out, "--methods", *methods, "--shift", "everyday@1", "everyday", "--shift-size", "7"))
+    records = load_records(out)
+    for r in records:
+        assert len(r.predictions.labels) == 10 and list(r.shifted) == ["everyday@1"]
+        assert len(r.shifted["everyday@1"].labels) == 7
+    ivon = next(r for r in records if r.cell.method == "ivon")
+    run = load_run(ivon.folder)
+    for questions, kept in (
+        (load_task().test[:10], ivon.predictions),
+        (load_task("everyday@1").test[:7], ivon.shifted["everyday@1"]),
+    ):
+        torch.testing.assert_close(predict(run, questions, samples=2).logits, kept.logits, atol=1e-4, rtol=1e-4)
+    table = Table.from_records(records, average=True)
+    column = "everyday@2 → everyday@1"
+    assert table.columns == ["everyday@2", column]
+    expected = [score(r.shifted["everyday@1"], intervals=False)["nll"] for r in records if r.cell.method == "ivon"]
+    assert table.entries["nll", "ivon", column].mean == pytest.approx(statistics.mean(expected))
+    assert r"everyday@2 $\to$ everyday@1" in table.latex()
+    assert export(out, tmp_path / "copy") == len(records)
+    assert Table.from_records(load_records(tmp_path / "copy")).entries.items() <= table.entries.items()
+
+
 # ------------------------------------------------------------------------------------------------ the table
 
 
@@ -389,7 +417,9 @@ def test_the_average_over_tasks_is_taken_per_seed():
 
     def record(task, seed, nll):
         cell = Cell(task, "adamw", (seed,))
-        return type("R", (), {"cell": cell, "scores": {**scores, "nll": nll}, "floor": 0.02})()
+        return type(
+            "R", (), {"cell": cell, "scores": {**scores, "nll": nll}, "floor": 0.02, "shifted": {}, "bins": 10}
+        )()
 
     records = [record("a", 1, 1.0), record("a", 2, 2.0), record("b", 1, 3.0), record("b", 2, 6.0)]
     table = Table.from_records(records)

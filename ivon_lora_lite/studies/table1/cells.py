@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ...language import LoraSettings, Task, full_name, load_model, load_task
+from ...language import LoraSettings, Question, Task, full_name, load_model, load_task
 from ...methods import METHODS, Bench, Settings
 from ...training import Run, load_run
 
@@ -57,6 +57,16 @@ class Context:
     def task(self) -> Task:
         return load_task(self.name, hub=self.hub)
 
+    @cached_property
+    def shifted(self) -> dict[str, list[Question]]:
+        """Test questions of the other tasks that are answered too."""
+        names = [full_name(name) for name in self.settings.shift]
+        return {
+            name: load_task(name, hub=self.hub).test[: self.settings.shift_size]
+            for name in names
+            if name != full_name(self.name)
+        }
+
     def run(self, cell: Cell) -> Run:
         """A finished cell's run."""
         if cell not in self._runs:
@@ -72,15 +82,19 @@ class Context:
 
         return Bench(
             self.model, self.task, self.settings, cell.seeds, tuple(self.run(base) for base in cell.base()), folder,
-            finished, self.out / ".checkpoints" / cell.task / cell.method / f"seed{cell.seed}", self.chosen(cell),
-            self.progress,
+            finished, self.out / ".checkpoints" / cell.task / cell.method / f"seed{cell.seed}",
+            tuple(q for questions in self.shifted.values() for q in questions), self.chosen(cell), self.progress,
         )  # fmt: skip
 
     def config(self, cell: Cell) -> dict:
         """What decides the content of a cell; cells of a table differ in method, task and seeds only."""
         shared = {n: value for n, value in asdict(self.settings).items() if n not in ("checkpoint_every", "chosen")}
-        if shared["split"] == "test":  # as in records from before there was a choice
-            del shared["split"]
+        shared["shift"] = [full_name(name) for name in shared["shift"]]
+        for name, usual in (("split", "test"), ("shift", [])):  # as in records from before there was a choice
+            if shared[name] == usual:
+                del shared[name]
+        if "shift" not in shared:
+            del shared["shift_size"]
         splits = {"test": self.task.splits["test"], "validation": self.task.splits["validation"]}
         own = {"task": cell.task, "method": cell.method, "seeds": list(cell.seeds), "splits": splits}
         return {**own, **shared, **({"chosen": self.chosen(cell)} if self.chosen(cell) else {})}

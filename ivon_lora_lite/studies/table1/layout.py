@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...evaluation import METRICS
+from ...evaluation import METRICS, ece_floor, score
 from ...files import data_path
 from ...methods import METHODS
 from .records import Record
@@ -40,7 +40,7 @@ class Table:
 
     Attributes:
         entries: (metric, method, task) → :class:`Entry`, in the metrics' own units (fractions and nats).
-        tasks: columns.
+        tasks: columns; ``"a → b"`` was trained on the task a and tested on b.
         methods: rows.
         missing: what should be there and is not, one sentence each.
         average: show the average over tasks too.
@@ -64,32 +64,36 @@ class Table:
         Raises:
             ValueError: a method lacks a seed or a task that another one has, and ``partial`` is not set.
         """
-        tasks = list(dict.fromkeys(r.cell.task for r in records))
+        columns = [_columns(r) for r in records]
+        tasks = list(dict.fromkeys(task for by_task in columns for task in by_task))
         methods = [m for m in METHODS if any(r.cell.method == m for r in records)]
         values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-        for r in records:
-            values.setdefault((r.cell.method, r.cell.task), {})[r.cell.seed] = {**r.scores, "floor": r.floor}
-        missing = _missing(records, tasks, methods)
+        for r, by_task in zip(records, columns):
+            for task, scores in by_task.items():
+                values.setdefault((r.cell.method, task), {})[r.cell.seed] = scores
+        missing = _missing(records, methods)
         if missing and not partial:
             more = f" ({len(missing) - 1} more are missing.)" if len(missing) > 1 else ""
             raise ValueError(f"{missing[0]}{more} Run table1 again to make it, or show the table with --partial.")
         entries = {}
         for method in methods:
             for name in TITLES:
-                columns = {task: values.get((method, task), {}) for task in tasks}
-                for task, by_seed in columns.items():
+                seen = {task: values.get((method, task), {}) for task in tasks}
+                for task, by_seed in seen.items():
                     if by_seed:
                         entries[name, method, task] = _entry([scores[name] for scores in by_seed.values()])
-                seeds = set.intersection(*(set(by_seed) for by_seed in columns.values()))
-                if seeds and len(tasks) > 1:
-                    means = [statistics.mean(columns[t][seed][name] for t in tasks) for seed in sorted(seeds)]
+                own = [task for task in tasks if "→" not in task]
+                seeds = set.intersection(*(set(seen[task]) for task in own))
+                if seeds and len(own) > 1:
+                    means = [statistics.mean(seen[t][seed][name] for t in own) for seed in sorted(seeds)]
                     entries[name, method, AVERAGE] = _entry(means)
         return cls(entries, tasks, methods, missing, average)
 
     @property
     def columns(self) -> list[str]:
         """Tasks, and their average if that is asked for and there are several."""
-        return [*self.tasks, AVERAGE] if self.average and len(self.tasks) > 1 else self.tasks
+        own = [task for task in self.tasks if "→" not in task]
+        return [*self.tasks, AVERAGE] if self.average and len(own) > 1 else self.tasks
 
     @property
     def metrics(self) -> list[str]:
@@ -206,17 +210,27 @@ def paper_table(path: Path | None = None) -> Table:
     return Table(entries, tasks, [m for m in METHODS if any(row["method"] == m for row in rows)])
 
 
+def _columns(record: Record) -> dict[str, dict[str, float]]:
+    """Scores by column: the record's task, and the other tasks that it was tested on."""
+    out = {record.cell.task: {**record.scores, "floor": record.floor}}
+    for task, predictions in record.shifted.items():
+        scores = score(predictions, intervals=False, bins=record.bins)
+        floor = ece_floor(predictions.ensemble(), record.bins)[0]
+        out[f"{record.cell.task} → {task}"] = {**scores, "floor": floor}
+    return out
+
+
 def _entry(values: Sequence[float]) -> Entry:
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     return Entry(statistics.mean(values), error, len(values))
 
 
-def _missing(records: Sequence[Record], tasks: Iterable[str], methods: Iterable[str]) -> list[str]:
+def _missing(records: Sequence[Record], methods: Iterable[str]) -> list[str]:
     """Cells that another method has and this one lacks."""
     there = {(r.cell.task, r.cell.method, seed) for r in records for seed in r.cell.seeds}
     seeds = sorted({seed for r in records for seed in r.cell.seeds})
     out = []
-    for task in tasks:
+    for task in dict.fromkeys(r.cell.task for r in records):
         for method in methods:
             lacks = [str(seed) for seed in seeds if (task, method, seed) not in there]
             if lacks:
@@ -253,6 +267,7 @@ def _latex(text: str) -> str:
         ("↓", r"$\downarrow$"),
         ("×", r"$\times$"),
         ("–", "--"),
+        ("→", r"$\to$"),
     ):
         text = text.replace(old, new)
     return text

@@ -46,6 +46,13 @@ class Record:
     bins: int = BINS
 
     @cached_property
+    def shifted(self) -> dict[str, Predictions]:
+        """Other task → predictions on its test questions."""
+        own = self.cell.task
+        names = [task for task in self.config.get("shift", []) if task != own]
+        return {task: Predictions.load(self.folder / shifted_file(task)) for task in names}
+
+    @cached_property
     def floor(self) -> float:
         """The ECE that predictions of this confidence would have if they were perfectly calibrated."""
         return ece_floor(self.predictions.ensemble(), self.bins)[0]
@@ -61,8 +68,11 @@ def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
         if made.run is not None and (keep_weights or method.stands_on is None):
             write_run(made.run, temporary)
         config = context.config(cell)
-        whole = Predictions(made.predictions.logits, made.predictions.labels, {**made.predictions.metadata, **config})
+        parts = _by_task(made.predictions, context, config)
+        whole = parts.pop(cell.task)
         whole.save(temporary / PREDICTIONS)
+        for task, predictions in parts.items():
+            predictions.save(temporary / shifted_file(task))
         scores = score(whole)
         content = {
             "config": config,
@@ -77,6 +87,24 @@ def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
         }
         write_json(temporary / METRICS_FILE, content)
     return folder
+
+
+def _by_task(predictions: Predictions, context: Context, config: dict) -> dict[str, Predictions]:
+    """Predictions of the cell's own task, and of the others whose questions follow, each by its task's name."""
+    sizes = {context.name: len(predictions.labels) - sum(map(len, context.shifted.values()))}
+    sizes |= {task: len(questions) for task, questions in context.shifted.items()}
+    parts = zip(predictions.logits.split(list(sizes.values()), 1), predictions.labels.split(list(sizes.values())))
+    out = {}
+    for task, (logits, labels) in zip(sizes, parts):
+        choices = int(logits.isfinite().any(0).any(0).nonzero().max()) + 1  # other tasks may have more
+        facts = {**predictions.metadata, **config} | ({} if task == context.name else {"tested_on": task})
+        out[task] = Predictions(logits[..., :choices].contiguous(), labels.contiguous(), facts)
+    return out
+
+
+def shifted_file(task: str) -> str:
+    """Where the predictions on another task's questions are."""
+    return f"on-{task.replace('/', '-')}.safetensors"
 
 
 def load_record(folder: str | os.PathLike, bins: int = BINS) -> Record:
@@ -167,6 +195,7 @@ def export(out: str | os.PathLike, to: str | os.PathLike) -> int:
     for record in records:
         target = record.cell.folder(Path(to))
         target.mkdir(parents=True, exist_ok=True)
-        for name in (PREDICTIONS, METRICS_FILE):
+        others = [shifted_file(task) for task in record.shifted]
+        for name in (*others, PREDICTIONS, METRICS_FILE):
             shutil.copyfile(record.folder / name, target / name)
     return len(records)
