@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..evaluation import predict
 from ..language import Question, Task
 from ..posterior import Posterior, lora_layers, trainable
-from ..posterior.base import check_finite, check_tau, scaled
+from ..posterior.base import check_finite, check_tau, positive, scaled, smallest
 from ..posterior.weights import check_same_names
 from ..training import Beside, Run, finetune
 from .base import Bench, Method, Result
@@ -60,7 +60,7 @@ class RowPosterior(Posterior):
     @property
     def variance(self) -> dict[str, Tensor]:
         """Marginal variance of every coordinate that is not a point, D²."""
-        return {name: d.square() for name, d in self.spread.items()}
+        return {name: positive(d.square()) for name, d in self.spread.items()}
 
     def sample(self, seed: int, tau: float = 1.0) -> dict[str, Tensor]:
         """One draw with the covariance times τ; the same seed gives the same ε for every τ."""
@@ -78,6 +78,15 @@ class RowPosterior(Posterior):
         return replace(
             self, spread={n: tau**0.5 * d for n, d in self.spread.items()}, metadata=scaled(self.metadata, tau)
         )
+
+    def prune(self, fraction: float) -> RowPosterior:
+        """Set the fraction of coordinates with the smallest |M|/|D| to 0, without noise; points are left alone."""
+        masks = smallest(self.signal_to_noise(), fraction)
+        mean, spread = (
+            {n: t.masked_fill(masks[n], 0.0) if n in masks else t for n, t in part.items()}
+            for part in (self.mean, self.spread)
+        )
+        return replace(self, mean=mean, spread=spread, metadata={**self.metadata, "pruned": fraction})
 
     def covariance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
         """Σ_i (J D_i)(J D_i)ᵀ ``[C, C]`` over all rows i of all matrices."""

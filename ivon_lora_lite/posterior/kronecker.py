@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .base import Posterior, check_finite, check_tau, scaled
+from .base import Posterior, check_finite, check_tau, positive, scaled, smallest
 from .weights import check_same_names
 
 PARTS = ("mean", "input_values", "input_vectors", "output_values", "output_vectors")
@@ -27,13 +27,14 @@ class KroneckerPosterior(Posterior):
         input_values, input_vectors: name → a ≥ 0 ``[in]``, U_a ``[in, in]``.
         output_values, output_vectors: name → b ≥ 0 ``[out]``, U_b ``[out, out]``.
         metadata: JSON-able facts, among them ``prior_precision``, the p > 0.
+        pruned: name → mask of the weights that are 0 in the mean and in every draw; empty if none are.
 
     Raises:
         ValueError: names or shapes differ, or a value is not finite, an eigenvalue is negative, or p not above 0.
     """
 
     FORMAT = "ivon_lora_lite.KroneckerPosterior/1"
-    PARTS = PARTS
+    PARTS = (*PARTS, "pruned")
 
     mean: Mapping[str, Tensor]
     input_values: Mapping[str, Tensor]
@@ -41,6 +42,7 @@ class KroneckerPosterior(Posterior):
     output_values: Mapping[str, Tensor]
     output_vectors: Mapping[str, Tensor]
     metadata: Mapping[str, object] = field(default_factory=dict)
+    pruned: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.mean:
@@ -81,17 +83,22 @@ class KroneckerPosterior(Posterior):
     @cached_property
     def variance(self) -> dict[str, Tensor]:
         """Marginal variance of every weight, (U_b ∘ U_b) S (U_a ∘ U_a)ᵀ."""
-        return {
+        out = {
             name: self.output_vectors[name].square()
             @ (1 / (self.eigenvalues(name) + self.precision))
             @ self.input_vectors[name].square().T
             for name in self.mean
         }
+        return {name: positive(self._without_pruned(name, v)) for name, v in out.items()}
+
+    def _without_pruned(self, name: str, t: Tensor) -> Tensor:
+        return t.masked_fill(self.pruned[name].to(t.device), 0.0) if name in self.pruned else t
 
     def covariance(self, jacobian: Mapping[str, Tensor]) -> Tensor:
         """J Σ Jᵀ ``[C, C]``; see :meth:`Posterior.covariance`."""
         total = 0.0
         for name, j in jacobian.items():
+            j = self._without_pruned(name, j)
             turned = self.output_vectors[name].to(j.device).T @ j @ self.input_vectors[name].to(j.device)
             whitened = (turned / (self.eigenvalues(name).to(j.device) + self.precision).sqrt()).flatten(1)
             total = total + whitened @ whitened.T
@@ -105,7 +112,8 @@ class KroneckerPosterior(Posterior):
         for name in sorted(self.mean):
             z = torch.randn(self.mean[name].shape, generator=generator)
             z = z / (self.eigenvalues(name) + self.precision).sqrt()
-            out[name] = self.mean[name] + tau**0.5 * self.output_vectors[name] @ z @ self.input_vectors[name].T
+            noise = self.output_vectors[name] @ z @ self.input_vectors[name].T
+            out[name] = self.mean[name] + tau**0.5 * self._without_pruned(name, noise)
         return out
 
     def scale(self, tau: float) -> KroneckerPosterior:
@@ -114,6 +122,12 @@ class KroneckerPosterior(Posterior):
         values = {name: a / tau for name, a in self.input_values.items()}
         metadata = {**scaled(self.metadata, tau), "prior_precision": self.precision / tau}
         return replace(self, input_values=values, metadata=metadata)
+
+    def prune(self, fraction: float) -> KroneckerPosterior:
+        """Set the fraction of weights with the smallest |m|/√(marginal variance) to 0, without noise."""
+        masks = smallest(self.signal_to_noise(), fraction)
+        mean = {name: m.masked_fill(masks[name], 0.0) for name, m in self.mean.items()}
+        return replace(self, mean=mean, pruned=masks, metadata={**self.metadata, "pruned": fraction})
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:

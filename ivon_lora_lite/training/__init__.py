@@ -3,7 +3,7 @@
 * `finetuning.py`: :func:`finetune`; `trainer.py`: IVON in any Trainer; `callbacks.py`, `checkpoints.py`, `beside.py`:
   what happens beside the steps;
 * `run.py`: a finished run and its folder;
-* `presets.py`: where settings come from; `suggest.py`, `cost_of_noise.py`: λ and β₂ from a measurement.
+* `presets.py`: where settings come from; `prior.py`: λ and the prior as the follow-up paper has them; `suggest.py`, `cost_of_noise.py`: λ and β₂ from a measurement.
 """
 
 from .beside import Beside
@@ -12,6 +12,7 @@ from .checkpoints import last_checkpoint, remember
 from .cost_of_noise import choose_sigma, noise_cost
 from .finetuning import OPTIMIZERS, AnswerTrainer, Attached, Attachment, check_choices, finetune
 from .presets import PRESETS, hyperparameters, run_options
+from .prior import GAMMA, per_matrix_ivon, refit_prior, sqrt_ess
 from .run import ADAPTER, ATTACHED, RUN_FILE, Run, check_free, load_run, save_run, write_run
 from .suggest import MOVE, SIGMA, TARGET, Suggestion, prediction_shift, suggest_hyperparameters
 from .trainer import IVONMixin, IVONTrainer

@@ -20,7 +20,7 @@ from ..language import Question, Task, answer_logits, answer_loss, collate, desc
 from ..posterior import GaussianPosterior, check_saveable, put_weights, read_weights, reset_lora, unwrapped
 from .callbacks import Bar, Evaluation
 from .checkpoints import last_checkpoint, remember
-from .presets import hyperparameters, run_options
+from .presets import completed, hyperparameters, run_options
 from .run import Run
 from .trainer import IVONTrainer
 
@@ -103,7 +103,8 @@ def finetune(
         callbacks: more callbacks for the Trainer.
         progress: show progress bars.
         settings: hyperparameters that replace the preset's: ``lr``, and for IVON ``ess, hess_init, beta1, beta2,
-            weight_decay, clip_radius, hess_approx, mc_samples, rescale_lr …``.
+            weight_decay, clip_radius, hess_approx, mc_samples, rescale_lr …``. ``ess="sqrt"`` is λ = 5000 √N, and
+            ``prior="per_matrix"`` fits δ to every matrix (Cong et al. 2025).
 
     Returns:
         A :class:`Run`.
@@ -136,7 +137,7 @@ def finetune(
         "format": format,
         "schedule": schedule,
         "continued": start is not None,
-        "settings": hyperparameters(optimizer, preset, name, steps) | settings,
+        "settings": completed(hyperparameters(optimizer, preset, name, steps) | settings, len(questions)),
         "model": description_of(model),
     }
     with ExitStack() as stack:

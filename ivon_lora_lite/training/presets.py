@@ -2,6 +2,8 @@
 
 import math
 
+from .prior import sqrt_ess
+
 _PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False}
 # number of steps → settings with the lowest validation NLL on `everyday@1` with SmolLM2-135M: data/runs/everyday-search
 _SMALL = {
@@ -48,6 +50,20 @@ def hyperparameters(optimizer: str, preset: str, task: str, steps: int | None = 
     if task not in _PAPER_TASKS:
         raise ValueError(f"The paper has no settings for {task!r}; it has them for {', '.join(_PAPER_TASKS)}.")
     return _PAPER | _PAPER_TASKS[task]
+
+
+def completed(settings: dict, questions: int) -> dict:
+    """Settings whose λ is a number: ``ess="sqrt"`` is 5000 √N for N training questions.
+
+    Raises:
+        ValueError: λ is another word.
+    """
+    ess = settings.get("ess")
+    if not isinstance(ess, str):
+        return settings
+    if ess != "sqrt":
+        raise ValueError(f"ess is {ess!r}; expected a number, or 'sqrt' for 5000 √N.")
+    return {**settings, "ess": sqrt_ess(questions)}
 
 
 def _interpolated(table: dict[int, dict[str, float]], steps: int) -> dict[str, float]:

@@ -12,8 +12,10 @@ from transformers import Trainer
 
 from ..ivon import IVON, advice_by_topic
 from ..posterior import GaussianPosterior, Posterior, load_posterior, lora_parameters, unwrapped
+from .prior import per_matrix_ivon
 
 AVERAGED = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice", "ForCausalLM", "ForMaskedLM")
+PRIORS = {"fixed": IVON, "per_matrix": per_matrix_ivon}
 LOGGED = ("sigma_mean", "variance_drift", "snr_p50", "clipped", "hess_moved", "kl", "skipped_steps")
 
 
@@ -21,7 +23,8 @@ class IVONMixin:
     """Put it before a trainer class of transformers or TRL: ``class MyTrainer(IVONMixin, SFTTrainer)``.
 
     Args:
-        ivon: arguments of :class:`IVON`; the learning rate is the training arguments' unless it has ``lr``. Without
+        ivon: arguments of :class:`IVON`; the learning rate is the training arguments' unless it has ``lr``. With
+            ``prior="per_matrix"`` every matrix has a prior of its own (:func:`per_matrix_ivon`). Without
             ``ivon`` the trainer is the one that it extends (unless it is handed an IVON by ``optimizers=``).
         eval_samples: evaluate and predict with this number of draws from the posterior instead of at the mean. What the
             head predicts is averaged: probabilities of a classifier or a language model (logits become their log),
@@ -42,6 +45,8 @@ class IVONMixin:
         self._warned: set[str] = set()
         if ivon is not None:
             self._check_loop(ivon.get("mc_samples", 1))
+            if ivon.get("prior", "fixed") not in PRIORS:
+                raise ValueError(f"There is no prior {ivon['prior']!r}. Known priors: {', '.join(PRIORS)}.")
 
     def _check_loop(self, draws: int) -> None:
         if getattr(self, "is_deepspeed_enabled", False) or getattr(self, "is_fsdp_enabled", False):
@@ -68,7 +73,8 @@ class IVONMixin:
     def create_optimizer(self, *args, **kwargs):
         if self.optimizer is None and self._ivon_arguments is not None:
             options = {"lr": self.args.learning_rate, **self._ivon_arguments}
-            self.optimizer = IVON(lora_parameters(self.model), **options)
+            make = PRIORS[options.pop("prior", "fixed")]
+            self.optimizer = make(lora_parameters(self.model), **options)
         return super().create_optimizer(*args, **kwargs)
 
     def training_step(self, model, inputs, *args, **kwargs):

@@ -12,7 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ivon_lora_lite import IVON, GaussianPosterior, answer_logits, answer_loss, collate, lora_parameters, trainable
+from ivon_lora_lite import (
+    IVON,
+    GaussianPosterior,
+    KroneckerPosterior,
+    answer_logits,
+    answer_loss,
+    collate,
+    lora_parameters,
+    trainable,
+)
 from ivon_lora_lite.posterior import POSTERIOR_FILE, applied_weights
 
 FORMAT = "ivon_lora_lite.GaussianPosterior/1"
@@ -565,3 +574,22 @@ def test_points_are_the_same_in_every_draw_and_need_to_be_named(gaussian, tmp_pa
     pruned = q.prune(0.5)  # |m|/σ of a is 1 and 10; b is not asked
     assert pruned.mean["a"].tolist() == pytest.approx([0.0, 0.1]) and torch.equal(pruned.mean["b"], mean["b"])
     assert torch.equal(q.scale(4.0).variance["a"], 4 * variance["a"]) and "b" not in q.scale(4.0).variance
+
+
+def test_a_pruned_kronecker_posterior_is_zero_there_in_every_draw(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(3, 3, generator=generator), torch.randn(2, 2, generator=generator)
+    q = KroneckerPosterior.from_factors({"w": torch.randn(2, 3, generator=generator)}, {"w": (a @ a.T, b @ b.T)}, 0.5)
+    pruned = q.prune(0.5)
+    mask = pruned.pruned["w"]
+    assert int(mask.sum()) == 3
+    ratio = q.signal_to_noise()["w"]
+    assert ratio[mask].max() < ratio[~mask].min()
+    pruned.save(tmp_path)
+    for kept in (pruned, KroneckerPosterior.load(tmp_path)):
+        draw = kept.sample(3)["w"]
+        assert (draw[mask] == 0).all() and torch.equal(draw[~mask], q.sample(3)["w"][~mask])
+        jacobian = {"w": torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1))}
+        expected = q.covariance({"w": jacobian["w"].masked_fill(mask, 0.0)})
+        torch.testing.assert_close(kept.covariance(jacobian), expected)
+        assert (kept.variance["w"][mask] < 1e-30).all()

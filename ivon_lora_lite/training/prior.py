@@ -1,0 +1,45 @@
+"""λ and the prior as the follow-up of IVON-LoRA has them (Cong et al. 2025, arXiv:2506.14280), instead of tuned ones.
+
+    λ = γ √N,  γ = 5000        v₀ᵢ = mean(m² + v) of each matrix i,  δᵢ = 1/(λ v₀ᵢ)   (after Graves 2011)
+
+The paper says how the prior's variance is found, not when; here it follows the matrix after every step.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..ivon import IVON
+
+GAMMA = 5000.0
+
+
+def sqrt_ess(examples: int, gamma: float = GAMMA) -> float:
+    """λ = γ √N for N training examples."""
+    if examples < 1 or not 0 < gamma < math.inf:
+        raise ValueError(f"There are {examples} examples and γ is {gamma}; expected at least 1 and a number above 0.")
+    return gamma * math.sqrt(examples)
+
+
+def per_matrix_ivon(params: Iterable[Tensor], **options) -> IVON:
+    """IVON with a prior N(0, v₀ᵢ) of its own for every tensor, refitted after every step.
+
+    Args:
+        params: parameters; each becomes a group of its own, whose ``weight_decay`` is δᵢ.
+        options: of :class:`IVON`; ``weight_decay`` is the δ of the first step.
+    """
+    optimizer = IVON([{"params": [p]} for p in params], **options)
+    optimizer.register_step_post_hook(lambda optimizer, *_: refit_prior(optimizer))
+    return optimizer
+
+
+@torch.no_grad()
+def refit_prior(optimizer: IVON) -> None:
+    """δ ← 1/(λ mean(m² + v)) for every parameter group of an optimizer that has taken a step."""
+    for group in optimizer.param_groups:
+        members = [p for p in group["params"] if optimizer.state.get(p)]
+        if members:
+            power = [(optimizer.mean(p).square() + optimizer.variance(p)).flatten() for p in members]
+            group["weight_decay"] = 1 / (group["ess"] * float(torch.cat(power).mean()))
