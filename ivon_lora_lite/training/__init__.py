@@ -3,7 +3,8 @@
 * `finetuning.py`: :func:`finetune`; `trainer.py`: IVON in any Trainer; `callbacks.py`, `checkpoints.py`, `beside.py`:
   what happens beside the steps;
 * `run.py`: a finished run and its folder;
-* `presets.py`: where settings come from; `prior.py`: λ and the prior as the follow-up paper has them; `suggest.py`, `cost_of_noise.py`: λ and β₂ from a measurement.
+* `presets.py`: where settings come from; `prior.py`: λ and the prior as the follow-up paper has them;
+  `suggest.py`, `cost_of_noise.py`: λ and β₂ from a measurement.
 """
 
 from .beside import Beside

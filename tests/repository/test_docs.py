@@ -142,3 +142,13 @@ def test_every_test_that_backs_a_promise_exists(page):
     for file, name in named:
         (path,) = (ROOT / "tests").rglob(file)
         assert f"def {name}(" in path.read_text("utf8"), (file, name)
+
+
+def test_every_method_has_its_paragraph_with_an_equation_and_a_cost():
+    from ivon_lora_lite import METHODS
+
+    sections = re.split(r"^### ", (ROOT / "docs" / "methods.md").read_text("utf8"), flags=re.M)[1:]
+    named = [name for section in sections for name in re.findall(r"`([^`]+)`", section.splitlines()[0])]
+    assert sorted(named) == sorted(METHODS)
+    for section in sections:
+        assert "$$" in section and "\nCost: " in section, section.splitlines()[0]
