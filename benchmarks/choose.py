@@ -47,6 +47,18 @@ def trials(method: str, task: str, steps: int, best) -> Iterator[Trial]:
         yield {"ess": short(preset["ess"] / 2)}  # σ larger by √2
         yield {"ess": short(preset["ess"] * 2)}
         yield {**best(), "lr": preset["lr"] / 2}
+    elif method == "blob":  # lr as AdamW's was chosen
+        yield {"start": 0.2}
+        yield {"start": 0.14}  # σ smaller by 2
+        yield {"start": 0.28}
+        yield {**best(), "kl_weight": 1e-2}
+    elif method == "scalabl":
+        yield {"start": 0.05}
+        yield {"start": 0.2}
+        yield {**best(), "kl_weight": 0.1}
+        yield {**best(), "lr": 2 * adamw["lr"]}
+    elif method.partition("@")[0] == "tfb":
+        yield from ({"tolerance": tolerance} for tolerance in (0.003, 0.03, 0.1, 0.3))
     elif method in ("adamw", "swag"):
         yield from around("lr", adamw["lr"], best)
     else:

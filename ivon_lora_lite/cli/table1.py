@@ -40,6 +40,9 @@ def add(commands) -> None:
     p.add_argument("--show", action="store_true", help="run nothing: write the table of what is finished in --out")
     p.add_argument("--average", action="store_true", help="add the average over tasks, as the paper has it")
     p.add_argument("--partial", action="store_true", help="show a table although cells are missing")
+    p.add_argument(
+        "--decisions", action="store_true", help="also print abstaining and the detection of errors and shift"
+    )
     p.add_argument("--compare", choices=["paper"], help="show the published figures of Llama-2-7B under each row")
     bins_option(p)
     p.add_argument("--export", type=Path, metavar="FOLDER", help="copy scores and predictions, without weights")
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import fields
 
     from ..methods import METHODS, Settings
-    from ..studies.table1 import Table, export, load_records, paper_table, run_table
+    from ..studies.table1 import Table, decision_table, export, load_records, paper_table, run_table
 
     if not args.show:
         args.shift = tuple(args.shift)
@@ -66,6 +69,10 @@ def run(args: argparse.Namespace) -> None:
     for name, text in (("md", table.markdown(paper)), ("html", table.html(paper)), ("tex", table.latex(paper))):
         write_text(args.out / f"table.{name}", text + "\n")
     print(table.markdown(paper))
+    if args.decisions:
+        records = load_records(args.out, args.bins)
+        for task in dict.fromkeys(r.cell.task for r in records):
+            print(f"\n{decision_table(records, task)}")
     print(f"\nECE with {args.bins} bins. The table is in {args.out}/table.md, table.html and table.tex.")
     if args.export:
         print(f"{export(args.out, args.export)} cells were copied to {args.export}/")

@@ -21,6 +21,7 @@ from ivon_lora_lite import (
     METHODS,
     Predictions,
     Table,
+    error_detection,
     finetune,
     hyperparameters,
     load_run,
@@ -35,7 +36,7 @@ from ivon_lora_lite.cli import main
 from ivon_lora_lite.methods import KeepBest, Method, Settings
 from ivon_lora_lite.methods.adamw import BEST
 from ivon_lora_lite.studies import load_records
-from ivon_lora_lite.studies.table1 import Cell, export
+from ivon_lora_lite.studies.table1 import Cell, decision_scores, decision_table, export
 from ivon_lora_lite.studies.table1.layout import AVERAGE, DIGITS, SCALE, Entry
 from ivon_lora_lite.studies.table1.records import METRICS_FILE, load_record
 from ivon_lora_lite.studies.table1.runner import plan
@@ -395,6 +396,13 @@ def test_what_is_trained_on_one_task_is_tested_on_another(tiny_folder, tmp_path)
     expected = [score(r.shifted["everyday@1"], intervals=False)["nll"] for r in records if r.cell.method == "ivon"]
     assert table.entries["nll", "ivon", column].mean == pytest.approx(statistics.mean(expected))
     assert r"everyday@2 $\to$ everyday@1" in table.latex()
+    text = decision_table(records)
+    points = next(line for line in text.splitlines() if line.startswith("| AdamW |"))
+    assert points.count("–") == 2 and "–" not in next(line for line in text.splitlines() if line.startswith("| IVON |"))
+    assert "everyday@1, conf. ↑" in text and "ACC at 80 % ↑" in text
+    found = [decision_scores(r)["errors, MI ↑"] for r in records if r.cell.method == "ivon"]
+    expected = [100 * error_detection(r.predictions)["mutual_information"] for r in records if r.cell.method == "ivon"]
+    assert found == expected
     assert export(out, tmp_path / "copy") == len(records)
     assert Table.from_records(load_records(tmp_path / "copy")).entries.items() <= table.entries.items()
 

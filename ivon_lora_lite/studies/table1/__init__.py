@@ -5,10 +5,12 @@
 * `cells.py`: what a cell is, on which other cells it stands, and what its method is given (`methods/` fills it);
 * `records.py`: a finished cell's folder, checked when it is read;
 * `runner.py`: fills the cells that are missing, in one process, in several, or on a Ray cluster;
+* `decisions.py`: what each method's uncertainty is good for;
 * `layout.py`: means and standard errors over seeds, as Markdown, HTML and LaTeX.
 """
 
 from .cells import Cell
+from .decisions import decision_scores, decision_table
 from .layout import Table, paper_table
 from .records import Record, export, load_record, load_records
 from .runner import run_table
