@@ -31,15 +31,17 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--save writes the logits of one task: give one --task.")
     run = load_run(args.run, progress=not args.quiet)
     own = name_in_record(run.config["task"])
+    known = {own: run.config["data"]} if "data" in run.config else {}  # your own questions: how they were read
     samples = args.samples if run.posterior is not None else 0
     how = f"{samples} draws, τ = {args.tau:g}" if samples else "at the mean" if run.posterior else "one point"
     found = {}
     for name in args.task or [own]:
-        task = load_task(name, hub=args.hub)
+        data = dict(known.get(name, {"path": name}))
+        task = load_task(data.pop("path"), hub=args.hub, **data)
         questions = task.test[: args.test_size]
         predictions = predict(run, questions, samples=samples, tau=args.tau, seed=args.seed, progress=not args.quiet)
-        print(f"{task.name}, {how}: {score(predictions, bins=args.bins)}")
-        found[task.name] = predictions
+        print(f"{name if name in known else task.name}, {how}: {score(predictions, bins=args.bins)}")
+        found[name if name in known else task.name] = predictions
         if args.abstain:
             decision = abstain(predictions, args.abstain)
             print(f"  {decision}")

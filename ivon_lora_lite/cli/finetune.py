@@ -6,11 +6,20 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..files import reserved, write_or_keep
-from .options import bins_option, count, data_options, model_options, positive, training_options
+from .options import (
+    bins_option,
+    count,
+    data_options,
+    model_options,
+    own_data_options,
+    positive,
+    task_of,
+    training_options,
+)
 
 
 def add(commands) -> None:
-    parents = [data_options(), model_options(by_preset=True), training_options(by_preset=True)]
+    parents = [data_options(), own_data_options(), model_options(by_preset=True), training_options(by_preset=True)]
     p = commands.add_parser("finetune", parents=parents, help="finetune and evaluate")
     p.add_argument("--optimizer", default="ivon", help="ivon or adamw")
     p.add_argument("--preset", default="small", help="small (measured on SmolLM2-135M) or paper (Llama-2-7B)")
@@ -49,21 +58,22 @@ def run(args: argparse.Namespace) -> None:
     check_choices(args.optimizer, usual["format"])
     if args.suggest and (args.optimizer != "ivon" or args.ess is not None):
         raise ValueError("--suggest chooses IVON's λ: leave it, or --ess and --optimizer, out.")
-    hyperparameters(args.optimizer, args.preset, args.task)  # refuse an unknown one before anything is loaded
+    name = args.data or args.task
+    hyperparameters(args.optimizer, args.preset, name)  # refuse an unknown one before anything is loaded
     gates, lora = _gates(args), LoraSettings(r=args.rank, targets=tuple(args.targets) if args.targets else None)
     check_model(args.model, quantize=args.quantize, dtype=args.dtype, lora=lora)
-    out = check_free(args.out or Path("outputs") / f"{args.task}-{args.optimizer}")
+    out = check_free(args.out or Path("outputs") / f"{Path(name).stem}-{args.optimizer}")
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` started
     with reserved(out) if first else nullcontext():  # what cannot be written is found out before training
         _run(args, usual, lora, gates, out, first)
 
 
 def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: bool) -> None:
-    from ..language import load_model, load_task
+    from ..language import load_model
     from ..training import finetune as run_finetune
     from ..training import save_run
 
-    task = load_task(args.task, hub=args.hub)
+    task = task_of(args)
     model = load_model(
         args.model, quantize=args.quantize, dtype=args.dtype, lora=lora,
         labels=len(task.train[0].choices) if usual["format"] == "class" else None,
@@ -71,6 +81,8 @@ def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: b
     )  # fmt: skip
     say = print if first else lambda *args, **kwargs: None
     say(f"{task} · {args.model} · {args.optimizer}", flush=True)
+    if task.about:
+        say(task.about, flush=True)
     finished = run_finetune(
         model, task, optimizer=args.optimizer, seed=args.seed, batch_size=args.batch_size,
         accumulation=args.accumulation, train_size=args.train_size, preset=args.preset, gates=gates,

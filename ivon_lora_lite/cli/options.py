@@ -16,6 +16,31 @@ def data_options() -> argparse.ArgumentParser:
     return p
 
 
+def own_data_options() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(add_help=False)
+    own = p.add_argument_group("your own data", "instead of --task; columns are found by their usual names")
+    own.add_argument("--data", metavar="FILE", help="csv, jsonl, json or parquet, a folder of them, or a Hub id")
+    own.add_argument("--question", metavar="COLUMN", help="the question, or the text to classify")
+    own.add_argument("--choices", nargs="+", metavar="COLUMN", help="a list of choices, or one column each")
+    own.add_argument("--answer", metavar="COLUMN", help="the right choice, or the class")
+    own.add_argument("--answer-as", metavar="KIND", help="letter, text, index0 or index1, if it is not clear")
+    own.add_argument("--labels", nargs="+", metavar="WORD", help="the words of the classes, in order of their numbers")
+    return p
+
+
+def task_of(args: argparse.Namespace):
+    """The task that --task names, or the questions that --data and its columns name."""
+    from ..language import load_task
+
+    columns = {name: getattr(args, name) for name in ("question", "choices", "answer", "answer_as", "labels")}
+    if args.data is None:
+        given = [name for name, value in columns.items() if value is not None]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} describes your own data: name the file with --data.")
+        return load_task(args.task, hub=args.hub)
+    return load_task(args.data, hub=args.hub, **columns)
+
+
 def model_options(by_preset: bool = False) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--model", default="smollm2-135m", help="embedded default, Hub id, or local folder")

@@ -39,7 +39,8 @@ class Question:
 class Task:
     """Training, validation and test questions of one data set.
 
-    ``validation`` is for choosing hyperparameters, ``test`` for reporting. ``splits`` says where each comes from.
+    ``validation`` is for choosing hyperparameters, ``test`` for reporting. ``splits`` says where each comes from. A
+    task from a file of your own has ``data``, arguments that load it again, and ``about``, what was read.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Task:
     validation: list[Question]
     test: list[Question]
     splits: dict[str, str] = field(default_factory=dict)
+    data: dict | None = None
+    about: str = ""
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}={len(getattr(self, name))}" for name in ("train", "validation", "test"))

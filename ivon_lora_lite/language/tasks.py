@@ -7,33 +7,63 @@ Data sets come from the Hugging Face Hub, or from a local folder laid out like i
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..files import data_path, first_line
+from .own import SPLITS, is_file_of_questions, load_own
 from .questions import Question, Task
 from .sources import TASKS, Source, source_of
 
 HELD_OUT = 10  # where the source has no validation split, every 10th training question is held out
 
 
-def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -> Task:
-    """Load a task by name.
+def load_task(
+    name: str | os.PathLike = "everyday",
+    *,
+    hub: str | os.PathLike | None = None,
+    question: str | None = None,
+    choices: str | Sequence[str] | None = None,
+    answer: str | None = None,
+    labels: Sequence[str] | None = None,
+    answer_as: str | None = None,
+) -> Task:
+    """Load a task by name, or questions of your own.
+
+    Of your own may be multiple choice with 2 to 8 choices (a column with a list, or one column each; trailing cells may
+    be empty), or classification (a text and its class). Columns are found by their usual names. One file is split by a
+    hash of the question's words, 60 % for training and 20 % each for validation and test, so that equal questions stay
+    together; a folder has files train, validation (else 20 % of train) and test. ``task.about`` says what was read.
 
     Args:
         name: one of ``TASKS``: everyday (embedded; ``everyday@1`` is its first edition), arc_easy, arc_challenge,
             openbookqa, winogrande_s, winogrande_m, boolq, mmlu, GLUE's classification tasks as glue/rte, glue/mnli …,
-            and single subjects of MMLU as mmlu/college_chemistry …, which are for evaluation only.
+            and single subjects of MMLU as mmlu/college_chemistry …, which are for evaluation only. Or your own: a file
+            (.csv, .tsv, .jsonl, .json, .parquet), a folder of such files, or a data set of the Hub with ``question``.
         hub: a folder laid out like the Hub (``DIR/allenai/ai2_arc`` …). Default: the variable ``IVON_LORA_HUB``, else
             the Hub.
+        question, answer: names of columns.
+        choices: the name of the column with the list of choices, or the names of their columns.
+        labels: the words of the classes, in the order of their numbers; default: those that are there.
+        answer_as: what answers are, if that is not clear: ``"letter"``, ``"text"``, ``"index0"``, ``"index1"``, or
+            ``"label"`` (as ARC has them beside its choices).
 
     Returns:
         A :class:`Task`. Questions that do not have four choices are left out of ARC and OpenBookQA, as in the paper.
 
     Raises:
-        ValueError: unknown name; missing columns, an answer outside the choices, a single choice, an empty split.
-        FileNotFoundError: neither the Hub nor the folder has the data set.
+        ValueError: unknown name; missing columns, an answer outside the choices, a single choice, an empty split. Of
+            rows of your own the sentence names the row, its value and what was expected.
+        FileNotFoundError: there is no such file; neither the Hub nor the folder has the data set.
     """
+    name = os.fspath(name)
+    columns = {"question": question, "choices": choices, "answer": answer, "labels": labels, "answer_as": answer_as}
+    if is_own(name) or question is not None:
+        return _own(name, columns, hub or os.environ.get("IVON_LORA_HUB"))
+    if any(value is not None for value in columns.values()):
+        raise ValueError(
+            f"{name} is a known task with columns of its own: leave question, choices, answer and so on out."
+        )
     name = full_name(name)
     source = source_of(name.partition("@")[0])
     hub = hub or os.environ.get("IVON_LORA_HUB")
@@ -60,12 +90,37 @@ def load_task(name: str = "everyday", *, hub: str | os.PathLike | None = None) -
     return task
 
 
+def is_own(name: str) -> bool:
+    """Whether a name means a file or folder of your own and no known task."""
+    return name.partition("@")[0] not in TASKS and is_file_of_questions(name)
+
+
+def _own(name: str, columns: dict, hub: str | os.PathLike | None) -> Task:
+    if is_own(name):
+        return load_own(name, **columns)
+    source = Source(name, None, (), lambda row: None, "test", "a data set of the Hub")
+    return load_own(name, **columns, hub=lambda: _splits_of(name, _downloaded(name, source, hub)))
+
+
+def _splits_of(name: str, rows: dict[str, Iterable[dict]]) -> dict[str, list[dict]]:
+    """The splits of a data set that are used here; one that has a single split is divided."""
+    found = {split: [list(rows[n]) for n in names if n in rows] for split, names in SPLITS.items()}
+    found = {split: parts[0] for split, parts in found.items() if parts}
+    if {"train", "test"} <= found.keys():
+        return found
+    if len(rows) == 1:
+        return {"": list(next(iter(rows.values())))}
+    raise ValueError(f"{name} has the splits {', '.join(rows)}; expected train and test, or a single one to divide.")
+
+
 def full_name(name: str) -> str:
-    """A task's name with its edition, as results record it: ``everyday`` is ``everyday@2``.
+    """A task's name with its edition, as results record it: ``everyday`` is ``everyday@2``; a path stays as it is.
 
     Raises:
         ValueError: unknown name or edition.
     """
+    if is_own(name):
+        return name
     bare, _, edition = name.partition("@")
     newest = source_of(bare).edition
     if not edition:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import reduce
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -139,7 +140,7 @@ def finetune(
         "continued": start is not None,
         "settings": completed(hyperparameters(optimizer, preset, name, steps) | settings, len(questions)),
         "model": description_of(model),
-    }
+    } | ({"data": task.data} if isinstance(task, Task) and task.data else {})
     with ExitStack() as stack:
         evaluation = Evaluation(held_out, format, eval_every) if eval_every else None
         callbacks = [*([evaluation] if evaluation else []), *callbacks]
@@ -170,9 +171,7 @@ def finetune(
         posterior = GaussianPosterior.from_optimizer(trainer.ivon_optimizer, model, task=name, seed=seed)
     run = Run(model, read_weights(model), posterior, config, history, seconds)
     check_finite_run(run, trainer)
-    for one in attached:
-        run = one.finish(run)
-    return run
+    return reduce(lambda run, one: one.finish(run), attached, run)
 
 
 def check_choices(optimizer: str, format: str, schedule: str = "linear") -> None:

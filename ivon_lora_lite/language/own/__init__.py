@@ -1,0 +1,59 @@
+"""Questions of your own: a CSV, JSON Lines or Parquet file, a folder of such files, or a data set of the Hub.
+
+Columns are found by their usual names, or named by the caller. Every row becomes a question or a sentence that says
+what is wrong with it; none is left out.
+
+* `reading.py`: files → rows; `rows.py`: which columns hold what; `answers.py`: what answers mean; `splitting.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..questions import Task
+from .answers import classified, understood
+from .reading import SPLITS, is_file_of_questions, read
+from .rows import check_ids, find_columns, read_row
+from .splitting import divided
+
+
+def load_own(
+    source: str | Path,
+    *,
+    question: str | None = None,
+    choices: str | Sequence[str] | None = None,
+    answer: str | None = None,
+    labels: Sequence[str] | None = None,
+    answer_as: str | None = None,
+    hub: Callable[[], dict] | None = None,
+) -> Task:
+    """A task from a file, a folder, or a data set of the Hub; the arguments are those of :func:`load_task`.
+
+    Args:
+        hub: reads the splits of a data set of the Hub, name → rows; None: ``source`` is a path.
+    """
+    parts = hub() if hub else read(Path(source).expanduser())
+    for split, part in parts.items():
+        if not part:
+            raise ValueError(f"{source}{f', {split}' if split else ''} holds no rows.")
+    first = next(iter(parts.values()))[0]
+    columns = find_columns(source, list(first), question, choices, answer)
+    rows = {
+        split: [
+            read_row(f"{source}{f', {split}' if split else ''}, row {n}", n, split, r, columns)
+            for n, r in enumerate(part, start=1)
+        ]
+        for split, part in parts.items()
+    }
+    check_ids([row for part in rows.values() for row in part])
+    if columns.choices:
+        kind, made = understood(rows, answer_as)
+    else:
+        kind, made = classified(source, rows, labels)
+    about = f"{sum(map(len, made.values()))} questions; columns: {columns.question}, {columns.answer}"
+    about += f" and {', '.join(columns.choices)}" if columns.choices else ""
+    task_splits, how = divided(source, made)
+    data = {"path": str(source if hub else Path(source).expanduser().resolve()), "question": columns.question}
+    data |= {"choices": list(columns.choices), "answer": columns.answer, "labels": labels and list(labels)}
+    data["answer_as"] = answer_as
+    about = f"{about}; answers are {kind}; {', '.join(f'{len(q)} {s}' for s, q in task_splits.items())} ({how})"
+    return Task(str(source), **task_splits, splits=dict.fromkeys(task_splits, how), data=data, about=about)

@@ -1,0 +1,94 @@
+"""What the answers of all rows are (letters, texts, indices, classes), and rows → questions."""
+
+from collections.abc import Callable, Sequence
+
+from ..questions import Question, letter_prompt
+from .rows import Row
+
+MOST_CLASSES = 26
+LETTERS = "ABCDEFGH"
+
+
+def _number(answer: str, least: int, count: int) -> int | None:
+    return int(answer) - least if answer.isdecimal() and 0 <= int(answer) - least < count else None
+
+
+def _place(answer: str, among: Sequence[str]) -> int | None:
+    return list(among).index(answer) if answer in among else None
+
+
+# what an answer may be → the index that it means in a row, or None
+KINDS: dict[str, Callable[[Row], int | None]] = {
+    "label": lambda row: _place(row.answer, row.names),
+    "letter": lambda row: _place(row.answer.upper(), LETTERS[: len(row.choices)]) if len(row.answer) == 1 else None,
+    "text": lambda row: _place(row.answer, row.choices),
+    "index0": lambda row: _number(row.answer, 0, len(row.choices)),
+    "index1": lambda row: _number(row.answer, 1, len(row.choices)),
+}
+WORDS = {
+    "label": "the choices' own labels", "letter": "letters", "text": "the choices' texts", "index0": "indices from 0",
+    "index1": "indices from 1",
+}  # fmt: skip
+
+
+def understood(rows: dict[str, list[Row]], answer_as: str | None) -> tuple[str, dict[str, list[Question]]]:
+    """What the answers of all rows are, and the questions."""
+    every = [row for part in rows.values() for row in part]
+    if answer_as is not None and answer_as not in KINDS:
+        raise ValueError(f"answer_as is {answer_as!r}; expected one of {', '.join(KINDS)}.")
+    found = {kind: [KINDS[kind](row) for row in every] for kind in ([answer_as] if answer_as else KINDS)}
+    fitting = {kind: places for kind, places in found.items() if None not in places}
+    if not fitting:
+        best = max(found, key=lambda kind: len(every) - found[kind].count(None))
+        row = every[found[best].index(None)]
+        raise ValueError(
+            f"{row.where}: the answer is {row.answer[:60]!r}; expected {WORDS[best]}, as most rows have, for the "
+            f"choices {', '.join(choice[:30] for choice in row.choices)}."
+        )
+    if len({tuple(places) for places in fitting.values()}) > 1:
+        raise ValueError(
+            f"{every[0].where}: the answer {every[0].answer[:60]!r} could be {' or '.join(WORDS[k] for k in fitting)}, "
+            f"and so could all others. Say which with answer_as={' or '.join(map(repr, fitting))}."
+        )
+    kind, places = next(iter(fitting.items()))
+    numbers = iter(places)
+    made = {
+        split: [
+            Question(
+                letter_prompt(r.stem, r.choices),
+                r.choices,
+                next(numbers),
+                r.stem,
+                tuple(LETTERS[: len(r.choices)]),
+                r.id,
+            )
+            for r in part
+        ]
+        for split, part in rows.items()
+    }
+    return WORDS[kind], made
+
+
+def classified(
+    source, rows: dict[str, list[Row]], labels: Sequence[str] | None
+) -> tuple[str, dict[str, list[Question]]]:
+    """Classification: every row has the same choices, the classes."""
+    every = [row for part in rows.values() for row in part]
+    values = sorted({row.answer for row in every}, key=lambda v: (not v.isdecimal(), int(v) if v.isdecimal() else 0, v))
+    words = list(labels) if labels else values
+    if not 2 <= len(words) <= MOST_CLASSES or len(set(words)) < len(words):
+        raise ValueError(
+            f"{source}: the classes are {', '.join(words[:10])}{' …' if len(words) > 10 else ''}; expected 2 to "
+            f"{MOST_CLASSES} different ones. If the rows are questions with choices, name these with choices=…."
+        )
+    made: dict[str, list[Question]] = {split: [] for split in rows}
+    for split, part in rows.items():
+        for row in part:
+            place = _place(row.answer, words)
+            place = _number(row.answer, 0, len(words)) if place is None else place
+            if place is None:
+                raise ValueError(
+                    f"{row.where}: the class is {row.answer[:60]!r}; expected {', '.join(words)}, or a number."
+                )
+            made[split].append(Question(f"{row.stem} Answer:", tuple(words), place, row.stem, tuple(words), row.id))
+    return f"one of the classes {', '.join(words)}", made

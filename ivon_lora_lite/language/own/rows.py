@@ -1,0 +1,117 @@
+"""Which columns hold what, and rows → question, choices and answer as text."""
+
+import json
+from dataclasses import dataclass
+
+QUESTION = ("question", "stem", "question_stem", "text", "sentence", "prompt")
+CHOICES = ("choices", "options")
+SINGLE = ("{}", "choice{}", "choice_{}", "option{}", "option_{}", "answer{}", "answer_{}")  # one column a choice
+COUNTED = ("abcdefgh", "12345678", "01234567")
+ANSWER = ("answer", "label", "answerkey", "answer_key", "correct", "correct_answer", "target", "gold")
+MOST_CHOICES = 8
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what. ``choices`` is empty for classification: then all rows share the classes."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that was read but whose answer is not yet understood."""
+
+    where: str
+    stem: str
+    choices: tuple[str, ...]
+    names: tuple[str, ...]  # of the choices, where the data set has its own
+    answer: str
+    id: str
+
+
+def find_columns(source, there: list[str], question: str | None, choices, answer: str | None) -> Columns:
+    lower = {name.lower(): name for name in there}
+    listed = [choices] if isinstance(choices, str) else list(choices or ())
+    for name in (question, *listed, answer):
+        if name is not None and name not in there:
+            raise ValueError(f"{source} has no column {name!r}; it has {', '.join(there)}.")
+    listed = listed or [lower[name] for name in CHOICES if name in lower][:1] or _single(lower)
+    usual = (lower[name] for name in ANSWER if name in lower and lower[name] not in (question, *listed))
+    answer = answer or next(usual, None)
+    usual = (lower[name] for name in QUESTION if name in lower and lower[name] not in (answer, *listed))
+    question = question or next(usual, None)
+    for role, found, names in (("question", question, QUESTION), ("answer", answer, ANSWER)):
+        if found is None:
+            raise ValueError(
+                f"{source}: no column of the {role} was found among {', '.join(there)}. Name it with {role}=…; usual "
+                f"names are {', '.join(names)}."
+            )
+    return Columns(question, tuple(listed), answer)
+
+
+def _single(lower: dict[str, str]) -> list[str]:
+    """Columns that hold a choice each, such as a, b, c or option1, option2."""
+    for pattern in SINGLE:
+        for marks in COUNTED:
+            names = [pattern.format(mark) for mark in marks]
+            count = next((k for k, name in enumerate(names) if name not in lower), len(names))
+            if count >= 2:
+                return [lower[name] for name in names[:count]]
+    return []
+
+
+def read_row(where: str, number: int, split: str, row: dict, columns: Columns) -> Row:
+    for name in (columns.question, *columns.choices, columns.answer):
+        if name not in row:
+            raise ValueError(f"{where}: {name!r} is missing; the row has {', '.join(map(str, row))}.")
+    stem, answer = text_of(row[columns.question]), text_of(row[columns.answer])
+    for name, value in ((columns.question, stem), (columns.answer, answer)):
+        if not value:
+            raise ValueError(f"{where}: {name!r} is empty.")
+    choices, names = (), ()
+    if columns.choices:
+        choices, names = _choices(where, [row[name] for name in columns.choices])
+    own = text_of(row.get("id"))
+    return Row(where, stem, choices, names, answer, own or f"{split or 'row'}-{number}")
+
+
+def text_of(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _choices(where: str, cells: list) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The texts of a row's choices, and the names that the row has for them (ARC's labels)."""
+    names: tuple[str, ...] = ()
+    if len(cells) == 1:
+        cells = cells[0]
+        if isinstance(cells, str):
+            try:
+                cells = json.loads(cells)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where}: the choices {cells[:60]!r} are no JSON list.") from error
+        if isinstance(cells, dict) and {"text", "label"} <= cells.keys():
+            names, cells = tuple(map(text_of, cells["label"])), cells["text"]
+        if not isinstance(cells, list | tuple):
+            raise ValueError(f"{where}: the choices are {str(cells)[:60]!r}; expected a list.")
+    texts = [text_of(cell) for cell in cells]
+    while texts and not texts[-1]:  # a question may have fewer choices than there are columns
+        texts.pop()
+    if not 2 <= len(texts) <= MOST_CHOICES:
+        raise ValueError(f"{where}: it has {len(texts)} choices; expected 2 to {MOST_CHOICES}.")
+    if "" in texts:
+        raise ValueError(f"{where}: choice {texts.index('') + 1} is empty.")
+    if len(set(texts)) < len(texts):
+        twice = next(text for text in texts if texts.count(text) > 1)
+        raise ValueError(f"{where}: the choice {twice[:60]!r} is there twice.")
+    return tuple(texts), names
+
+
+def check_ids(rows: list[Row]) -> None:
+    seen: dict[str, str] = {}
+    for row in rows:
+        if row.id in seen:
+            raise ValueError(f"{row.where}: the id {row.id!r} is also that of {seen[row.id]}; ids have to be unique.")
+        seen[row.id] = row.where

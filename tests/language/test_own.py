@@ -1,0 +1,242 @@
+"""Questions of your own: what is read, how it is divided, and one sentence with the row for what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+
+from ivon_lora_lite import finetune, load_task, predict, suggest_hyperparameters
+from ivon_lora_lite.cli import main
+
+PARTS = ("train", "validation", "test")
+
+
+def csv(path, rows, header="question,a,b,c,answer"):
+    path.write_text("\n".join([header, *rows]) + "\n", "utf8")
+    return path
+
+
+def quiz(path, count=10, **changes):
+    rows = [f"What is {i}?,red {i},blue {i},green {i},{'ABC'[i % 3]}" for i in range(count)]
+    for number, row in changes.items():
+        rows[int(number[3:]) - 1] = row  # row1, row2 …
+    return csv(path, rows)
+
+
+def every(task):
+    return [q for part in PARTS for q in getattr(task, part)]
+
+
+def test_a_csv_with_a_column_a_choice_needs_no_options(tmp_path):
+    task = load_task(quiz(tmp_path / "quiz.csv"))
+    assert [len(getattr(task, part)) for part in PARTS] == [6, 2, 2]
+    found = {q.stem: q for q in every(task)}
+    assert len(found) == 10 and len({q.id for q in every(task)}) == 10
+    for i in range(10):
+        q = found[f"What is {i}?"]
+        assert (
+            q.choices == (f"red {i}", f"blue {i}", f"green {i}") and q.answer == i % 3 and q.labels == ("A", "B", "C")
+        )
+        assert q.prompt.endswith(f"Choices: A. Red {i}. B. Blue {i}. C. Green {i}. Answer:")
+    assert "answers are letters" in task.about and "columns: question, answer and a, b, c" in task.about
+    assert "6 train, 2 validation, 2 test (60% / 20% / 20% by a hash of the question)" in task.about
+
+
+def jsonl(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)), "utf8")
+    return path
+
+
+def test_json_lines_with_a_list_of_choices(tmp_path):
+    rows = [{"question": f"q {i}", "choices": [f"x{i}", f"y{i}"][: 2 + i % 2], "answer": i % 2} for i in range(6)]
+    task = load_task(jsonl(tmp_path / "quiz.jsonl", rows))
+    assert {q.stem: q.answer for q in every(task)} == {f"q {i}": i % 2 for i in range(6)}
+    assert "indices from 0" in task.about
+    (tmp_path / "quiz.json").write_text(json.dumps(rows), "utf8")
+    assert every(load_task(tmp_path / "quiz.json")) == every(task)
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "quiz.parquet"))
+    assert every(load_task(tmp_path / "quiz.parquet")) == every(task)
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        (["A", "b", "C"], "letters"),
+        (["red 0", "blue 1", "green 2"], "the choices' texts"),
+        (["0", "1", "2"], "indices from 0"),
+        (["1", "2", "3"], "indices from 1"),
+    ],
+)
+def test_what_answers_are_is_worked_out(tmp_path, answers, kind):
+    rows = [f"What is {i}?,red {i},blue {i},green {i},{answer}" for i, answer in enumerate(answers)]
+    task = load_task(csv(tmp_path / "quiz.csv", rows))
+    assert {q.stem: q.answer for q in every(task)} == {f"What is {i}?": i for i in range(3)}
+    assert f"answers are {kind};" in task.about
+
+
+def test_an_answer_that_can_be_read_in_two_ways_has_to_be_explained(tmp_path):
+    path = csv(tmp_path / "quiz.csv", [f"What is {i}?,3,4,2,{1 + i % 2}" for i in range(4)])
+    with pytest.raises(
+        ValueError, match=r"row 1: the answer '1' could be indices from 0 or indices from 1, and so could"
+    ):
+        load_task(path)
+    assert {q.answer for q in every(load_task(path, answer_as="index1"))} == {0, 1}
+    assert {q.answer for q in every(load_task(path, answer_as="index0"))} == {1, 2}
+    with pytest.raises(ValueError, match="answer_as is 'number'; expected one of label, letter, text"):
+        load_task(path, answer_as="number")
+
+
+def test_other_columns_are_named(tmp_path):
+    rows = [f"{i},Frage {i},ja {i},nein {i},{i % 2}" for i in range(5)]
+    path = csv(tmp_path / "quiz.csv", rows, "nr,Frage,erste,zweite,richtig")
+    with pytest.raises(ValueError, match="no column of the question was found among nr, Frage, erste, zweite, richtig"):
+        load_task(path)
+    task = load_task(path, question="Frage", choices=["erste", "zweite"], answer="richtig")
+    assert {q.stem: q.choices for q in every(task)} == {f"Frage {i}": (f"ja {i}", f"nein {i}") for i in range(5)}
+    with pytest.raises(ValueError, match="has no column 'frage'; it has nr, Frage"):
+        load_task(path, question="frage", choices=["erste", "zweite"], answer="richtig")
+
+
+def test_fewer_choices_may_be_left_empty_at_the_end(tmp_path):
+    task = load_task(quiz(tmp_path / "quiz.csv", row1="Wet?,water,sand,,A"))
+    assert next(q for q in every(task) if q.stem == "Wet?").choices == ("water", "sand")
+
+
+def test_the_rows_of_arc_are_read_by_their_own_labels(tmp_path):
+    rows = [
+        {"id": f"a{i}", "question": f"q {i}", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}
+        for i in range(4)
+    ]
+    task = load_task(jsonl(tmp_path / "arc.jsonl", rows))
+    assert {q.answer for q in every(task)} == {1} and {q.id for q in every(task)} == {"a0", "a1", "a2", "a3"}
+
+
+def test_classification_has_the_same_choices_everywhere(tmp_path):
+    rows = [f"I {'love' if i % 2 else 'hate'} it {i},{'good' if i % 2 else 'bad'}" for i in range(8)]
+    task = load_task(csv(tmp_path / "reviews.csv", rows, "text,label"))
+    assert {q.choices for q in every(task)} == {("bad", "good")}
+    assert all((q.answer == 1) == ("love" in q.stem) for q in every(task))
+    numbers = csv(tmp_path / "numbers.csv", [f"text {i},{i % 2}" for i in range(8)], "text,label")
+    named = load_task(numbers, labels=["negative", "positive"])
+    assert {q.choices[q.answer] for q in every(named)} == {"negative", "positive"}
+    with pytest.raises(
+        ValueError, match=r"row 2: the class is '1'; expected one, or a number|the classes are one; exp"
+    ):
+        load_task(numbers, labels=["one"])
+    many = csv(tmp_path / "many.csv", [f"text {i},word {i}" for i in range(40)], "text,label")
+    with pytest.raises(ValueError, match="expected 2 to 26 different ones. If the rows are questions with choices"):
+        load_task(many)
+
+
+# ------------------------------------------------------------------------------------------------ splits
+
+
+def test_equal_questions_stay_together_and_the_order_of_rows_does_not_matter(tmp_path):
+    rows = [f"What is {i // 2}?,red {i},blue {i},green {i},A" for i in range(40)]
+    task = load_task(csv(tmp_path / "one.csv", rows))
+    parts = [{q.stem for q in getattr(task, part)} for part in PARTS]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert [len(p) for p in parts] == [12, 4, 4] and len(task.train) == 24
+    again = load_task(csv(tmp_path / "two.csv", rows[::-1]))
+    assert [{q.stem for q in getattr(again, part)} for part in PARTS] == parts
+
+
+def test_a_folder_has_a_file_a_split(tmp_path):
+    for name, count in (("train", 5), ("dev", 2), ("test", 3)):
+        rows = [f"{name} {i}?,red,blue,green,{'ABC'[i % 3]}" for i in range(count)]
+        csv(tmp_path / f"{name}.csv", rows)
+    task = load_task(tmp_path)
+    assert [len(getattr(task, part)) for part in PARTS] == [5, 2, 3] and "(by file)" in task.about
+    (tmp_path / "dev.csv").unlink()
+    task = load_task(tmp_path)
+    assert [len(getattr(task, part)) for part in PARTS] == [4, 1, 3] and "validation from train" in task.about
+    csv(tmp_path / "test.csv", ["train 1?,red,blue,green,A"])
+    assert "1 questions of which are in train too" in load_task(tmp_path).about
+    (tmp_path / "test.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no test file: expected train, validation and test"):
+        load_task(tmp_path)
+
+
+def test_a_data_set_laid_out_like_the_hub(tmp_path):
+    folder = tmp_path / "hub" / "someone" / "quiz"
+    folder.mkdir(parents=True)
+    rows = [{"frage": f"q {i}", "options": ["x", "y"], "richtig": i % 2} for i in range(10)]
+    jsonl(folder / "train.jsonl", rows)
+    task = load_task("someone/quiz", hub=tmp_path / "hub", question="frage", answer="richtig")
+    assert len(every(task)) == 10 and task.name == "someone/quiz" and task.data["path"] == "someone/quiz"
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ("What is 3?,red,blue,green,E", r"row 4: the answer is 'E'; expected letters, as most rows have"),
+        ("What is 3?,red,blue,green,", r"row 4: 'answer' is empty"),
+        (",red,blue,green,A", r"row 4: 'question' is empty"),
+        ("What is 3?,red,,green,A", r"row 4: choice 2 is empty"),
+        ("What is 3?,red,,,A", r"row 4: it has 1 choices; expected 2 to 8"),
+        ("What is 3?,red,red,green,A", r"row 4: the choice 'red' is there twice"),
+        ("What is 3?,red, blue,green, x,A", r"row 4: it has 6 cells, the header 5. Quote commas"),
+        ("What is 3?,red,A", r"row 4: it has 3 cells, the header 5"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_value(tmp_path, row, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load_task(quiz(tmp_path / "quiz.csv", row4=row))
+
+
+def test_what_is_no_file_of_questions_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no file .*nothing.csv"):
+        load_task(tmp_path / "nothing.csv")
+    with pytest.raises(ValueError, match="There is no task 'nothing'"):
+        load_task("nothing")
+    (tmp_path / "bad.jsonl").write_text('{"question": "q"}\n{oops}\n')
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 2: this is no JSON"):
+        load_task(tmp_path / "bad.jsonl")
+    (tmp_path / "bad.parquet").write_text("text")
+    with pytest.raises(ValueError, match="no Parquet file"):
+        load_task(tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match="holds no rows"):
+        load_task(csv(tmp_path / "empty.csv", []))
+    with pytest.raises(ValueError, match="too few to be split"):
+        load_task(quiz(tmp_path / "two.csv", 2))
+    with pytest.raises(ValueError, match="everyday is a known task with columns of its own"):
+        load_task("everyday", answer="x")
+    twice = csv(tmp_path / "ids.csv", [f"7,q {i},x,y,A" for i in range(4)], "id,question,a,b,answer")
+    with pytest.raises(ValueError, match=r"row 2: the id '7' is also that of .*row 1"):
+        load_task(twice)
+
+
+# ------------------------------------------------------------------------------------------------ downstream
+
+
+def test_everything_takes_it(tiny_model, tmp_path):
+    task, model = load_task(quiz(tmp_path / "quiz.csv", 12)), tiny_model()
+    run = finetune(model, task, steps=2, progress=False)
+    assert run.config["data"]["question"] == "question"
+    for format in ("text", "letter"):
+        assert predict(run, task.test, samples=2, format=format).logits.shape == (2, len(task.test), 3)
+    assert suggest_hyperparameters(model, task, steps=2, questions=2, draws=1, train_size=4).ess > 0
+
+
+def test_the_commands_take_it(tiny_folder, tmp_path, capsys):
+    path = quiz(tmp_path / "quiz.csv", 15)
+    common = ["--model", str(tiny_folder), "--steps", "2", "--quiet"]
+    main(["finetune", "--data", str(path), *common, "--samples", "2", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "15 questions; columns: question, answer and a, b, c" in said
+    printed = said[said.index("IVON, 2 draws: ") + len("IVON, 2 draws: ") :].splitlines()[0]
+    main(["evaluate", str(tmp_path / "run"), "--quiet", "--samples", "2"])
+    assert printed in capsys.readouterr().out
+    table = ["table1", "--model", str(tiny_folder), "--tasks", str(path), "--methods", "adamw", "ivon", "--seeds", "1"]
+    main([*table, "--steps", "2", "--samples", "2", "--out", str(tmp_path / "table")])
+    assert f"| metric | method | {path} |" in capsys.readouterr().out
+
+
+def test_columns_without_a_file_are_refused(capsys):
+    assert main(["finetune", "--question", "q"]) == 2
+    assert "--question describes your own data: name the file with --data" in capsys.readouterr().err
