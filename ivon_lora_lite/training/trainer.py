@@ -17,6 +17,7 @@ from .prior import per_matrix_ivon
 AVERAGED = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice", "ForCausalLM", "ForMaskedLM")
 PRIORS = {"fixed": IVON, "per_matrix": per_matrix_ivon}
 LOGGED = ("sigma_mean", "variance_drift", "snr_p50", "clipped", "hess_moved", "kl", "skipped_steps")
+LOGGED += ("update_p10", "update_p50", "update_p90")
 
 
 class IVONMixin:
