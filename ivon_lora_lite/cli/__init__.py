@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from . import demo, evaluate, finetune, lists, table1
+from . import ask, demo, evaluate, finetune, lists, table1
 
 EXAMPLES = """examples:
   python -m ivon_lora_lite demo                                     AdamW against IVON in minutes, on a CPU
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("ivon_lora_lite", description=__doc__, epilog=EXAMPLES, formatter_class=form)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, finetune, evaluate, table1, lists):
+    for command in (demo, finetune, ask, evaluate, table1, lists):
         command.add(commands)
     return parser
 

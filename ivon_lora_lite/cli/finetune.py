@@ -17,6 +17,8 @@ from .options import (
     training_options,
 )
 
+MOST_HELD_OUT = 100  # validation questions on which the threshold of `ask` is chosen
+
 
 def add(commands) -> None:
     parents = [data_options(), own_data_options(), model_options(by_preset=True), training_options(by_preset=True)]
@@ -44,6 +46,10 @@ def add(commands) -> None:
     p.add_argument("--checkpoint-every", type=count, help="steps (default: as --eval-every)")
     p.add_argument("--checkpoints", type=Path, help="folder to continue from (default: beside the folder of --out)")
     p.add_argument("--samples", type=count, default=10, help="draws for the evaluation with IVON (default: 10)")
+    p.add_argument(
+        "--coverage", type=float, default=0.8,
+        help="share of validation questions that `ask` should answer, the rest is for a person (default: 0.8; 0: none)",
+    )  # fmt: skip
     bins_option(p)
     p.add_argument("--targets", nargs="+", metavar="NAME", help="layers that LoRA goes on (default: query and value)")
     p.add_argument("--out", type=Path, help="folder for adapter and posterior (default: outputs/TASK-OPTIMIZER)")
@@ -90,10 +96,21 @@ def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: b
         **_settings(args, model, task, usual, say),
     )  # fmt: skip
     if first:  # all processes have the same weights: one writes and evaluates
+        finished = _with_threshold(args, finished, task)
         write_or_keep(lambda folder: save_run(finished, folder), out)
         _report(args, finished, task)
         written = "adapter and its posterior are" if finished.posterior else "adapter is"
         print(f"{finished.seconds:.0f} s of training. The {written} in {out}/")
+
+
+def _with_threshold(args: argparse.Namespace, finished, task):
+    """The run with a confidence below which it abstains, if there are validation questions to choose it on."""
+    from ..training import with_threshold
+
+    if not args.coverage or not task.validation:
+        return finished
+    held_out = task.validation[:MOST_HELD_OUT]
+    return with_threshold(finished, held_out, args.coverage, samples=args.samples, progress=not args.quiet)
 
 
 def _gates(args: argparse.Namespace):

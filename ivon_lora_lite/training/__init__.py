@@ -2,11 +2,12 @@
 
 * `finetuning.py`: :func:`finetune`; `trainer.py`: IVON in any Trainer; `callbacks.py`, `checkpoints.py`, `beside.py`:
   what happens beside the steps;
-* `run.py`: a finished run and its folder;
+* `run.py`: a finished run and its folder; `asking.py`: questions put to it;
 * `presets.py`: where settings come from; `prior.py`: λ and the prior as the follow-up paper has them;
   `suggest.py`, `cost_of_noise.py`: λ and β₂ from a measurement.
 """
 
+from .asking import Answer, ask, question_for, with_threshold
 from .beside import Beside
 from .callbacks import Bar, Evaluation
 from .checkpoints import last_checkpoint, remember

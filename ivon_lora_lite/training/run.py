@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ..posterior import (
     trainable,
     unwrapped,
 )
+from .asking import Answer, ask, question_for
 
 RUN_FILE = "run.json"
 ADAPTER = "adapter_model.safetensors"
@@ -61,6 +62,10 @@ class Run:
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write a PEFT adapter, ``posterior.safetensors`` and ``run.json``; see :func:`save_run`."""
         return save_run(self, folder, overwrite=overwrite)
+
+    def ask(self, stem: str, choices: Sequence[str] | None = None, **options) -> Answer:
+        """What the run says to one question: an :class:`Answer`; options as in :func:`ivon_lora_lite.training.ask`."""
+        return ask(self, [question_for(self, stem, choices)], **options)[0]
 
     @classmethod
     def load(cls, folder: str | os.PathLike, model: nn.Module | None = None, *, progress: bool = True) -> Run:

@@ -16,6 +16,21 @@ from .rows import check_ids, find_columns, read_row
 from .splitting import divided
 
 
+def read_stems(source: str | Path) -> list[tuple[str, tuple[str, ...]]]:
+    """Questions without an answer: the question and the choices of every row of a file; no choices, no column of them.
+
+    Raises:
+        ValueError: a row has no question, or choices that cannot be read.
+        FileNotFoundError: there is no such file.
+    """
+    (rows,) = read(Path(source).expanduser()).values()
+    if not rows:
+        raise ValueError(f"{source} holds no rows.")
+    columns = find_columns(source, list(rows[0]), None, None, None, with_answer=False)
+    found = [read_row(f"{source}, row {n}", n, "", row, columns) for n, row in enumerate(rows, start=1)]
+    return [(row.stem, row.choices) for row in found]
+
+
 def load_own(
     source: str | Path,
     *,
@@ -55,5 +70,7 @@ def load_own(
     data = {"path": str(source if hub else Path(source).expanduser().resolve()), "question": columns.question}
     data |= {"choices": list(columns.choices), "answer": columns.answer, "labels": labels and list(labels)}
     data["answer_as"] = answer_as
+    if not columns.choices:
+        data["labels"] = list(next(iter(made.values()))[0].choices)
     about = f"{about}; answers are {kind}; {', '.join(f'{len(q)} {s}' for s, q in task_splits.items())} ({how})"
     return Task(str(source), **task_splits, splits=dict.fromkeys(task_splits, how), data=data, about=about)

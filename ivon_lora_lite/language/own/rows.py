@@ -17,7 +17,7 @@ class Columns:
 
     question: str
     choices: tuple[str, ...]
-    answer: str
+    answer: str | None  # None: the questions have no known answer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Row:
     id: str
 
 
-def find_columns(source, there: list[str], question: str | None, choices, answer: str | None) -> Columns:
+def find_columns(
+    source, there: list[str], question: str | None, choices, answer: str | None, with_answer: bool = True
+) -> Columns:
     lower = {name.lower(): name for name in there}
     listed = [choices] if isinstance(choices, str) else list(choices or ())
     for name in (question, *listed, answer):
@@ -44,12 +46,12 @@ def find_columns(source, there: list[str], question: str | None, choices, answer
     usual = (lower[name] for name in QUESTION if name in lower and lower[name] not in (answer, *listed))
     question = question or next(usual, None)
     for role, found, names in (("question", question, QUESTION), ("answer", answer, ANSWER)):
-        if found is None:
+        if found is None and (with_answer or role == "question"):
             raise ValueError(
                 f"{source}: no column of the {role} was found among {', '.join(there)}. Name it with {role}=…; usual "
                 f"names are {', '.join(names)}."
             )
-    return Columns(question, tuple(listed), answer)
+    return Columns(question, tuple(listed), answer if with_answer else None)
 
 
 def _single(lower: dict[str, str]) -> list[str]:
@@ -64,12 +66,13 @@ def _single(lower: dict[str, str]) -> list[str]:
 
 
 def read_row(where: str, number: int, split: str, row: dict, columns: Columns) -> Row:
-    for name in (columns.question, *columns.choices, columns.answer):
+    answered = [] if columns.answer is None else [columns.answer]
+    for name in (columns.question, *columns.choices, *answered):
         if name not in row:
             raise ValueError(f"{where}: {name!r} is missing; the row has {', '.join(map(str, row))}.")
-    stem, answer = text_of(row[columns.question]), text_of(row[columns.answer])
-    for name, value in ((columns.question, stem), (columns.answer, answer)):
-        if not value:
+    stem, answer = text_of(row[columns.question]), text_of(row[columns.answer]) if answered else ""
+    for name in (columns.question, *answered):
+        if not text_of(row[name]):
             raise ValueError(f"{where}: {name!r} is empty.")
     choices, names = (), ()
     if columns.choices:

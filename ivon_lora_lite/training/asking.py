@@ -1,0 +1,174 @@
+"""Questions without a known answer: what a run says, how far its draws disagree, and whether it abstains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..evaluation import COVERAGE, Trained, abstain, mutual_information, predict
+from ..language import Question, letter_prompt
+
+SAMPLES = 10
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says to one question.
+
+    Attributes:
+        stem: the question.
+        choices: C texts.
+        mean: probabilities at the mean ``[C]``.
+        draws: probabilities of each draw ``[S, C]``; of a run without posterior, the one row of its point.
+        threshold: the confidence below which the run abstains, or None if none was chosen.
+    """
+
+    stem: str
+    choices: tuple[str, ...]
+    mean: Tensor
+    draws: Tensor
+    threshold: float | None = None
+
+    @property
+    def average(self) -> Tensor:
+        """Average of the draws' probabilities ``[C]``."""
+        return self.draws.mean(0)
+
+    @property
+    def lowest(self) -> Tensor:
+        """Each choice's smallest probability among the draws ``[C]``."""
+        return self.draws.min(0).values
+
+    @property
+    def highest(self) -> Tensor:
+        """… and its largest."""
+        return self.draws.max(0).values
+
+    @property
+    def best(self) -> str:
+        """The choice with the highest average probability."""
+        return self.choices[int(self.average.argmax())]
+
+    @property
+    def confidence(self) -> float:
+        """Its average probability."""
+        return float(self.average.max())
+
+    @property
+    def disagreement(self) -> float:
+        """Mutual information of answer and weights in nats: 0 if all draws say the same."""
+        return max(0.0, float(mutual_information(self.draws.double())))
+
+    @property
+    def abstains(self) -> bool | None:
+        """Whether a person should answer; None if no threshold was chosen."""
+        return None if self.threshold is None else self.confidence < self.threshold
+
+    def facts(self) -> dict:
+        """All of it as JSON-able values."""
+        columns = {"at_mean": self.mean, "average": self.average, "lowest": self.lowest, "highest": self.highest}
+        return {
+            "question": self.stem,
+            "choices": [
+                {"text": text, **{name: round(float(p[c]), 4) for name, p in columns.items()}}
+                for c, text in enumerate(self.choices)
+            ],
+            "best": self.best,
+            "confidence": round(self.confidence, 4),
+            "draws": len(self.draws),
+            "disagreement": round(self.disagreement, 4),
+            "abstains": self.abstains,
+            "threshold": self.threshold,
+        }
+
+    def __str__(self) -> str:
+        width = max(map(len, self.choices))
+        lines = [self.stem, f"  {'':{width}}  at the mean  average of {len(self.draws)}   lowest – highest draw"]
+        for c, text in enumerate(self.choices):
+            mean, average, low, high = (float(p[c]) for p in (self.mean, self.average, self.lowest, self.highest))
+            lines.append(f"  {text:{width}}  {mean:11.3f}  {average:12.3f}   {low:6.3f} – {high:.3f}")
+        verdict = (
+            f"{self.best!r} with confidence {self.confidence:.3f}; the draws disagree by {self.disagreement:.3f} nats"
+        )
+        if self.threshold is not None:
+            word = "below" if self.abstains else "not below"
+            advice = "ask a person" if self.abstains else "no need to ask a person"
+            verdict += f". That is {word} this run's threshold of {self.threshold:.3f}: {advice}"
+        return "\n".join([*lines, f"  {verdict}."])
+
+
+def ask(
+    run: Trained,
+    questions: Sequence[Question],
+    *,
+    samples: int = SAMPLES,
+    tau: float = 1.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Answer]:
+    """Answer questions at the mean and with draws; their ``answer`` is not looked at.
+
+    Args:
+        run: a finished run.
+        questions: from :func:`question_for`, or of a task.
+        samples, tau, seed, progress: as in :func:`predict`.
+    """
+    at_mean = predict(run, questions, progress=progress).probabilities[0]
+    drawn = at_mean[None]
+    if run.posterior is not None:
+        drawn = predict(run, questions, samples=samples, tau=tau, seed=seed, progress=progress).probabilities
+    threshold = run.config.get("abstain", {}).get("threshold")
+    return [
+        Answer(q.stem, q.choices, at_mean[n, : len(q.choices)], drawn[:, n, : len(q.choices)], threshold)
+        for n, q in enumerate(questions)
+    ]
+
+
+def question_for(run: Trained, stem: str, choices: Sequence[str] | None = None) -> Question:
+    """A question as the run was trained on them, without an answer (its index is 0 and means nothing).
+
+    Args:
+        run: a finished run.
+        stem: the question, or the text to classify.
+        choices: at least two; a run on classes of its own has them already.
+
+    Raises:
+        ValueError: there are fewer than two different choices.
+    """
+    data = run.config.get("data", {})
+    classes = data.get("labels") if not data.get("choices") else None
+    words = tuple(choices or classes or ())
+    if len(words) < 2 or len(set(words)) < len(words):
+        raise ValueError(f"The choices are {', '.join(words) or 'none'}; expected at least two different ones.")
+    if not stem.strip():
+        raise ValueError("The question is empty.")
+    if classes and list(words) == list(classes):
+        return Question(f"{stem} Answer:", words, 0, stem, words)
+    return Question(letter_prompt(stem, words), words, 0, stem, tuple("ABCDEFGH"[: len(words)]))
+
+
+def with_threshold(
+    run: Trained,
+    questions: Sequence[Question],
+    coverage: float = COVERAGE,
+    *,
+    samples: int = SAMPLES,
+    progress: bool = False,
+) -> Trained:
+    """A run that knows below which confidence it abstains, chosen so that it answers a share of labelled questions.
+
+    Args:
+        run: a finished run.
+        questions: validation questions.
+        coverage: the share of them that it answers.
+
+    Returns:
+        The run with ``config["abstain"]``: coverage, threshold, and accuracy there.
+    """
+    drawn = predict(run, questions, samples=samples if run.posterior is not None else 0, progress=progress)
+    decision = abstain(drawn, coverage)
+    facts = {"coverage": coverage, "threshold": round(1 - decision.threshold, 6), "questions": len(questions)}
+    facts |= {"accuracy": decision.accuracy, "accuracy_of_all": decision.accuracy_of_all}
+    return replace(run, config={**run.config, "abstain": facts})

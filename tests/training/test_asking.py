@@ -1,0 +1,103 @@
+"""Questions put to a run: the same numbers as predicting them, and when a person should answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ivon_lora_lite import finetune, load_run, load_task, predict
+from ivon_lora_lite.cli import main
+from ivon_lora_lite.training import ask, question_for, with_threshold
+
+SHORT = {"steps": 2, "train_size": 8, "progress": False, "eval_every": 0}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("everyday@1")
+
+
+@pytest.fixture
+def run(tiny_model, task):
+    return finetune(tiny_model(trained=True), task, **SHORT, ess=2e3)
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+def test_answers_are_what_predict_gives(tiny_model, task, format):
+    run = finetune(tiny_model(trained=True), task, **SHORT, ess=2e3, format=format)
+    for q, answer in zip(task.test[:3], ask(run, task.test[:3], samples=4, seed=7)):
+        one = run.ask(q.stem, q.choices, samples=4, seed=7)
+        expected = predict(run, [q], samples=4, seed=7).probabilities[:, 0]
+        for found in (answer, one):
+            torch.testing.assert_close(found.draws, expected, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(found.mean, predict(run, [q]).probabilities[0, 0], atol=1e-5, rtol=1e-4)
+        assert one.best == q.choices[int(expected.mean(0).argmax())] and one.abstains is None
+        assert one.disagreement > 0 and f"{one.confidence:.3f}" in str(one) and "average of 4" in str(one)
+
+
+def test_a_point_does_not_disagree_with_itself(tiny_model, task):
+    run = finetune(tiny_model(trained=True), task, optimizer="adamw", **SHORT)
+    answer = run.ask("Wet?", ["water", "sand"])
+    assert answer.disagreement == 0.0 and answer.draws.shape == (1, 2) and torch.equal(answer.average, answer.mean)
+
+
+def test_the_threshold_answers_the_share_that_was_asked_for(run, task, tmp_path):
+    ready = with_threshold(run, task.validation[:20], 0.75, samples=3)
+    facts = ready.config["abstain"]
+    assert facts["coverage"] == 0.75 and facts["questions"] == 20
+    answers = ask(ready, task.validation[:20], samples=3)
+    assert sum(answer.abstains for answer in answers) == 5
+    assert "ask a person" in str(answers[0])
+    ready.save(tmp_path / "run")
+    again = load_run(tmp_path / "run", run.model)
+    assert [a.abstains for a in ask(again, task.validation[:20], samples=3)] == [a.abstains for a in answers]
+
+
+def test_what_is_no_question_is_refused(run):
+    for choices in ([], ["one"], ["same", "same"]):
+        with pytest.raises(ValueError, match="expected at least two different ones"):
+            run.ask("Which?", choices)
+    with pytest.raises(ValueError, match="The question is empty"):
+        run.ask(" ", ["a", "b"])
+
+
+def test_the_command_asks_one_or_a_file(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    common = ["--model", str(tiny_folder), "--steps", "2", "--quiet", "--train-size", "8", "--test-size", "4"]
+    assert main(["finetune", *common, "--samples", "2", "--out", str(out)]) == 0
+    capsys.readouterr()
+    choices = ["salt", "sand", "wood"]
+    assert main(["ask", str(out), "Which one melts ice?", *choices, "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {choice}" in said for choice in choices) and "the draws disagree by" in said
+    assert "ask a person" in said  # finetune chose a threshold
+    assert main(["ask", str(out), "Which one melts ice?", *choices, "--json", "--samples", "3", "--quiet"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["draws"] == 3 and [c["text"] for c in facts["choices"]] == choices
+    assert sum(c["average"] for c in facts["choices"]) == pytest.approx(1.0, abs=1e-3)
+    assert all(c["lowest"] <= c["average"] <= c["highest"] for c in facts["choices"])
+
+    (tmp_path / "more.csv").write_text("question,a,b\nWet?,water,sand\nDry?,water,sand\n")
+    assert main(["ask", str(out), "--file", str(tmp_path / "more.csv"), "--json", "--quiet"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["question"] for line in lines] == ["Wet?", "Dry?"]
+    assert main(["ask", str(out), "--quiet"]) == 2 and main(["ask", str(out), "Wet?", "water", "--quiet"]) == 2
+    (tmp_path / "bad.csv").write_text("question,a,b\nWet?,water,\n")
+    assert main(["ask", str(out), "--file", str(tmp_path / "bad.csv"), "--quiet"]) == 2
+    assert "row 1: it has 1 choices" in capsys.readouterr().err
+
+
+def test_a_run_on_classes_knows_its_choices(tiny_folder, tmp_path, capsys):
+    rows = [f"I {'love' if i % 2 else 'hate'} it {i},{'good' if i % 2 else 'bad'}" for i in range(10)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]))
+    out = tmp_path / "run"
+    common = ["--model", str(tiny_folder), "--steps", "2", "--quiet", "--samples", "2", "--out", str(out)]
+    assert main(["finetune", "--data", str(tmp_path / "reviews.csv"), *common]) == 0
+    capsys.readouterr()
+    assert main(["ask", str(out), "I like it", "--json", "--quiet"]) == 0
+    assert [c["text"] for c in json.loads(capsys.readouterr().out)["choices"]] == ["bad", "good"]
+    run = load_run(out)
+    task = load_task(tmp_path / "reviews.csv")
+    assert question_for(run, task.test[0].stem).prompt == task.test[0].prompt
