@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: bool) -> None:
     from ..language import load_model
     from ..training import finetune as run_finetune
-    from ..training import save_run
+    from ..training import save_run, write_card
 
     task = task_of(args)
     model = load_model(
@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: b
     if first:  # all processes have the same weights: one writes and evaluates
         finished = _with_threshold(args, finished, task)
         write_or_keep(lambda folder: save_run(finished, folder), out)
-        _report(args, finished, task)
+        write_card(out, finished.config, _report(args, finished, task))
         written = "adapter and its posterior are" if finished.posterior else "adapter is"
         print(f"{finished.seconds:.0f} s of training. The {written} in {out}/")
 
@@ -151,8 +151,8 @@ def _settings(args: argparse.Namespace, model, task, usual: dict, say) -> dict:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _report(args: argparse.Namespace, finished, task) -> None:
-    """Scores on validation along training, and on test questions."""
+def _report(args: argparse.Namespace, finished, task) -> dict:
+    """Print scores on validation along training, and on test questions; returns the latter, by how they were made."""
     from ..evaluation import METRICS, predict, score
 
     for record in finished.history:
@@ -161,11 +161,15 @@ def _report(args: argparse.Namespace, finished, task) -> None:
             print(f"validation at step {record['step']}: {shown}")
     questions = task.test[: args.test_size]
     title = "IVON@mean" if args.optimizer == "ivon" else "AdamW"
-    print(f"{title}: {score(predict(finished, questions, progress=not args.quiet), bins=args.bins)}", flush=True)
+    found = {title: score(predict(finished, questions, progress=not args.quiet), bins=args.bins)}
+    print(f"{title}: {found[title]}", flush=True)
     if args.optimizer == "ivon" and args.samples:
         draws = predict(finished, questions, samples=args.samples, progress=not args.quiet)
-        print(f"IVON, {args.samples} draws: {score(draws, bins=args.bins)}")
+        title = f"IVON, {args.samples} draws"
+        found[title] = score(draws, bins=args.bins)
+        print(f"{title}: {found[title]}")
     if finished.gates is not None:
         from ..gates import summary
 
         print(summary(finished.gates, finished.model))
+    return found

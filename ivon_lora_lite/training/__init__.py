@@ -10,11 +10,24 @@
 from .asking import Answer, ask, question_for, with_threshold
 from .beside import Beside
 from .callbacks import Bar, Evaluation
+from .card import CARD, write_card
 from .checkpoints import last_checkpoint, remember
 from .cost_of_noise import choose_sigma, noise_cost
 from .finetuning import OPTIMIZERS, AnswerTrainer, Attached, Attachment, check_choices, finetune
 from .presets import PRESETS, hyperparameters, run_options
 from .prior import GAMMA, per_matrix_ivon, refit_prior, sqrt_ess
-from .run import ADAPTER, ATTACHED, RUN_FILE, Run, check_free, load_run, save_run, write_run
+from .run import (
+    ADAPTER,
+    ATTACHED,
+    RUN_FILE,
+    Run,
+    check_free,
+    load_run,
+    merge,
+    save_draw,
+    save_run,
+    write_adapter,
+    write_run,
+)
 from .suggest import MOVE, SIGMA, TARGET, Suggestion, prediction_shift, suggest_hyperparameters
 from .trainer import IVONMixin, IVONTrainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..files import LOCK, provenance, read_json, whole_folder, write_json
-from ..language import DTYPES, load_model
+from ..language import DTYPES, load_model, tokenizer_of
 from ..posterior import (
     POSTERIOR_FILE,
     Posterior,
@@ -25,6 +26,7 @@ from ..posterior import (
     unwrapped,
 )
 from .asking import Answer, ask, question_for
+from .card import CARD, write_card
 
 RUN_FILE = "run.json"
 ADAPTER = "adapter_model.safetensors"
@@ -62,6 +64,14 @@ class Run:
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write a PEFT adapter, ``posterior.safetensors`` and ``run.json``; see :func:`save_run`."""
         return save_run(self, folder, overwrite=overwrite)
+
+    def save_draw(self, folder: str | os.PathLike, seed: int = 0, tau: float = 1.0) -> Path:
+        """Write one draw from N(m, τΣ) as a plain PEFT adapter; see :func:`save_draw`."""
+        return save_draw(self, folder, seed, tau)
+
+    def merge(self, folder: str | os.PathLike, seed: int | None = None, tau: float = 1.0) -> Path:
+        """Write a plain transformers model with LoRA merged in; see :func:`merge`."""
+        return merge(self, folder, seed, tau)
 
     def ask(self, stem: str, choices: Sequence[str] | None = None, **options) -> Answer:
         """What the run says to one question: an :class:`Answer`; options as in :func:`ivon_lora_lite.training.ask`."""
@@ -110,21 +120,75 @@ def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) ->
     return folder
 
 
+def save_draw(run: Run, folder: str | os.PathLike, seed: int = 0, tau: float = 1.0) -> Path:
+    """Write one draw as a plain PEFT adapter, which any program that reads PEFT can load beside the mean.
+
+    Args:
+        run: with a posterior.
+        folder: must not exist, or be empty.
+        seed: of the draw; :func:`predict` with ``samples=S, seed=0`` uses the seeds 0 … S − 1.
+        tau: scale of the covariance.
+
+    Raises:
+        ValueError: the run has no posterior.
+        FileExistsError: the folder holds files.
+    """
+    if run.posterior is None:
+        raise ValueError("This run has no posterior to draw from: save it with run.save(folder).")
+    folder = check_free(folder)
+    with whole_folder(folder, last=ADAPTER) as temporary:
+        write_adapter(run.model, run.posterior.sample(seed, tau), temporary)
+    return folder
+
+
+def merge(run: Run, folder: str | os.PathLike, seed: int | None = None, tau: float = 1.0) -> Path:
+    """Write a plain transformers model and its tokenizer, with LoRA at the mean merged in, or a draw of it.
+
+    Args:
+        run: on a base model that is not quantised.
+        folder: must not exist, or be empty.
+        seed: of a draw; None is the mean.
+        tau: scale of the draw's covariance.
+
+    Raises:
+        ValueError: the base model is quantised, or a draw is asked of a run without posterior.
+        FileExistsError: the folder holds files.
+    """
+    if run.config["model"].get("quantize") in ("8bit", "4bit"):
+        raise ValueError("LoRA cannot be merged into a quantised model without loss: load the run with quantize=None.")
+    if seed is not None and run.posterior is None:
+        raise ValueError("This run has no posterior to draw from: leave seed out.")
+    weights = run.weights if seed is None else run.posterior.sample(seed, tau)
+    folder = check_free(folder)
+    with whole_folder(folder, last="config.json") as temporary:
+        with applied_weights(run.model, weights):
+            merged = copy.deepcopy(unwrapped(run.model)).merge_and_unload()
+        merged.save_pretrained(temporary)
+        tokenizer_of(run.model).save_pretrained(temporary)
+    return folder
+
+
 def write_run(run: Run, folder: Path) -> None:
     """Write a run's files into a folder that exists."""
-    with applied_weights(run.model, run.weights):
-        model, adapter = unwrapped(run.model), active_adapter(run.model)
+    write_adapter(run.model, run.weights, folder)
+    write_card(folder, run.config)
+    if run.posterior is not None:
+        run.posterior.save(folder)
+    facts = {"config": run.config, "history": run.history, "seconds": run.seconds, "provenance": provenance()}
+    write_json(folder / RUN_FILE, facts)
+
+
+def write_adapter(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write named weights as PEFT's adapter into a folder that exists."""
+    with applied_weights(model, weights):
+        model, adapter = unwrapped(model), active_adapter(model)
         # embedding layers are the base model's
         model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[adapter])
     if (folder / adapter).is_dir():  # where PEFT puts an adapter that is not called "default"
         for file in (folder / adapter).iterdir():
             os.replace(file, folder / file.name)
         (folder / adapter).rmdir()
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    if run.posterior is not None:
-        run.posterior.save(folder)
-    facts = {"config": run.config, "history": run.history, "seconds": run.seconds, "provenance": provenance()}
-    write_json(folder / RUN_FILE, facts)
+    (folder / CARD).unlink(missing_ok=True)  # PEFT's empty model card
 
 
 def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progress: bool = True) -> Run:

@@ -1,0 +1,78 @@
+"""A run handed over: one draw as a plain adapter, merged into a plain model, and its card."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+import transformers
+from huggingface_hub import ModelCard
+
+from ivon_lora_lite import finetune, load_model, load_run, load_task, predict
+from ivon_lora_lite.cli import main
+
+SHORT = {"steps": 2, "train_size": 8, "progress": False, "eval_every": 0}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("everyday@1")
+
+
+@pytest.fixture
+def run(tiny_folder, task):
+    return finetune(load_model(tiny_folder, dtype="fp32"), task, **SHORT, ess=2e3)
+
+
+def logits_of(model, tokenizer, task):
+    model.tokenizer = tokenizer
+    return predict(model.eval(), task.test[:4]).logits
+
+
+def test_a_draw_is_an_adapter_that_plain_peft_reads(run, task, tiny_folder, tmp_path):
+    run.save_draw(tmp_path / "draw", seed=2, tau=0.5)
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {f.name for f in (tmp_path / "draw").iterdir()}
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "draw")
+    expected = predict(run, task.test[:4], samples=3, tau=0.5, seed=0).logits[2:]
+    torch.testing.assert_close(logits_of(model, run.model.tokenizer, task), expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(FileExistsError):
+        run.save_draw(tmp_path / "draw")
+    point = finetune(run.model, task, optimizer="adamw", **SHORT)
+    with pytest.raises(ValueError, match="no posterior to draw from"):
+        point.save_draw(tmp_path / "other")
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_merged_model_is_a_plain_one_with_the_same_logits(run, task, tmp_path, seed):
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run.merge(tmp_path / "merged", seed=seed)
+    assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    expected = predict(run, task.test[:4]) if seed is None else predict(run, task.test[:4], samples=1, seed=seed)
+    torch.testing.assert_close(logits_of(model, tokenizer, task), expected.logits, atol=1e-4, rtol=1e-3)
+
+
+def test_a_quantised_model_is_not_merged_into(run, tmp_path):
+    run.config["model"] = {**run.config["model"], "quantize": "8bit"}
+    with pytest.raises(ValueError, match="cannot be merged into a quantised model"):
+        run.merge(tmp_path / "merged")
+
+
+def test_the_card_says_what_it_is_and_how_good(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    common = ["--model", str(tiny_folder), "--steps", "2", "--quiet", "--train-size", "8", "--test-size", "4"]
+    assert main(["finetune", *common, "--samples", "2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    card = ModelCard.load(out / "README.md")
+    assert card.data.base_model == str(tiny_folder) and card.data.library_name == "peft" and "ivon" in card.data.tags
+    acc = printed[printed.index("IVON, 2 draws: ACC ") :].split()[4]
+    assert f"| IVON, 2 draws | {acc} |" in card.text and "a person should answer" in card.text
+    assert 'run.save_draw("draw", seed=0)' in card.text
+    run = load_run(out)
+    again = finetune(run.model, load_task("everyday@1"), optimizer="adamw", **SHORT)
+    again.save(tmp_path / "adamw")
+    text = (tmp_path / "adamw" / "README.md").read_text("utf8")
+    assert "posterior" not in text and "AutoPeftModelForCausalLM" in text
