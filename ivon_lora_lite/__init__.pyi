@@ -27,6 +27,7 @@ from .evaluation import (
     shift_detection,
     tau_sweep,
 )
+from .generation import generate, token_uncertainty
 from .ivon import IVON, advice
 from .language import (
     FORMATS,

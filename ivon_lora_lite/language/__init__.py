@@ -1,6 +1,7 @@
 """Language models and their questions: tasks, answer formats, base models with LoRA.
 
 * `questions.py`, `sources.py`, `tasks.py`: what a question is, the known data sets, and loading one by name;
+* `own/`: questions of your own, from files;
 * `formats/`: how questions become batches, and how a model gives answer logits;
 * `models.py`: a base model with LoRA; `adapters.py`, `locating.py`, `hardware.py`: its parts;
 * `needs.py`: what a model needs, checked before it is downloaded; `standin.py`: random Llamas for smoke and timing;
@@ -9,7 +10,7 @@
 
 from .accessors import description_of, tokenizer_of
 from .adapters import LoraSettings, default_targets
-from .formats import FORMATS, Format, answer_logits, answer_loss, collate, format_named
+from .formats import FORMATS, Format, answer_logits, answer_loss, collate, format_named, precision
 from .hardware import DTYPES
 from .locating import EMBEDDED, HUB_ID, embedded_file
 from .models import load_model

@@ -16,5 +16,5 @@ from .figures import (
 )
 from .report import report_html, sweep_html
 from .style import AXIS, COLORS, INK, LAYOUT, TITLES, axis_range, rounded
-from .tables import draws_html, flips_html, table_html
+from .tables import draws_html, flips_html, table_html, tokens_html
 from .weights import sigma_by_tensor, sigma_figure

@@ -112,3 +112,22 @@ def draws_html(question, draws: Tensor, others: Mapping[str, Tensor]) -> str:
 
 def _choice(question, choice: Tensor, label: Tensor) -> str:
     return f"{html.escape(question.choices[int(choice)])} {'✓' if choice == label else '✗'}"
+
+
+def tokens_html(tokens: Sequence[str], values: Tensor, title: str = "", largest: float | None = None) -> str:
+    """A text whose tokens are shaded by a number each, such as their mutual information; hovering tells it.
+
+    Args:
+        tokens: T texts.
+        values: ``[T]``, at least 0.
+        title: what the numbers are, with their unit.
+        largest: the value of the darkest shade; default: the largest that is there.
+    """
+    top = max(float(values.max()) if largest is None else largest, 1e-9)
+    spans = "".join(
+        f"<span title='{float(v):.3f}' style='background: rgba(194, 37, 92, {0.75 * min(float(v) / top, 1.0):.2f})'>"
+        f"{html.escape(token)}</span>"
+        for token, v in zip(tokens, values, strict=True)
+    )
+    scale = f"<p class='note'>{html.escape(title)}: white is 0, the darkest shade {top:.3f}.</p>" if title else ""
+    return f"<div class='ivon tokens'><p style='white-space: pre-wrap'>{spans}</p>{scale}</div>"
