@@ -268,13 +268,17 @@ class IVON(Optimizer):
     def _start_watching(self) -> None:
         self._watch = GradientWatch(lambda: bool(self._entries) and self._inside != "train")
 
-    def _run(self, closure: Callable[[], Tensor]) -> Tensor:
+    def _run(self, closure: Callable[[], Tensor]) -> Tensor | None:
         if not self._entries:
             self._watch.check_closure(p for group in self.param_groups for p in group["params"])
         losses = []
         for _ in range(self.mc_samples):
             with torch.enable_grad(), self.sampled_params(train=True):
                 losses.append(closure())
+        if any(
+            value is None for value in losses
+        ):  # Lightning's manual optimisation hands over a closure that does nothing
+            return None
         return torch.stack([torch.as_tensor(value).detach() for value in losses]).mean()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

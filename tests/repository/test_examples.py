@@ -23,3 +23,38 @@ def test_causal_language_model(tmp_path, tiny_model, tiny_tokenizer):
     posterior = GaussianPosterior.load(tmp_path / "out")
     assert posterior.metadata["step"] == 30
     assert all(torch.isfinite(v).all() for v in posterior.variance.values())
+
+
+@pytest.fixture
+def base(tmp_path, tiny_model, tiny_tokenizer):
+    folder = tmp_path / "base"
+    tiny_model("llama", lora=False).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_accelerate_loop_accumulates_and_learns(tmp_path, base):
+    losses = load_script("examples/accelerate_loop.py").main(str(tmp_path / "out"), base, epochs=6)
+    assert len(losses) == 120 and sum(losses[-20:]) < sum(losses[:20])
+    assert GaussianPosterior.load(tmp_path / "out").metadata["step"] == 60
+
+
+def test_a_lightning_module_learns(tmp_path, base):
+    pytest.importorskip("lightning")
+    losses = load_script("examples/lightning_module.py").main(str(tmp_path / "out"), base, steps=60)
+    assert len(losses) == 60 and sum(losses[-10:]) < sum(losses[:10])
+    assert GaussianPosterior.load(tmp_path / "out").metadata["step"] == 60
+
+
+def test_trls_own_trainer_learns_a_chat(tmp_path, base, tiny_tokenizer, capsys):
+    pytest.importorskip("trl")
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    (tmp_path / "base" / "chat_template.jinja").write_text(template)
+    history = load_script("examples/sft_chat.py").main(str(tmp_path / "out"), base, steps=30, dtype="fp32")
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0] and "ivon_sigma_mean" in history[0]
+    assert GaussianPosterior.load(tmp_path / "out").metadata["step"] == 30
+    assert capsys.readouterr().out.count("a draw:") == 4

@@ -46,6 +46,9 @@ def test_the_lock_pins_every_requirement_once_within_its_range(wanted, python):
     wanted = Requirement(wanted)
     other = {} if python == "this" else {"python_version": python, "python_full_version": f"{python}.9"}
     pins = [r for r in lock() if r.name == wanted.name and (r.marker is None or r.marker.evaluate(other))]
+    if wanted.marker is not None and not wanted.marker.evaluate(other):
+        assert not pins
+        return
     assert len(pins) == 1, [str(pin) for pin in pins]
     (exact,) = pins[0].specifier
     assert exact.operator == "=="
