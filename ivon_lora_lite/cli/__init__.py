@@ -1,4 +1,4 @@
-"""The command line: `python -m ivon_lora_lite COMMAND`; `--help` after any command teaches it."""
+"""The command line: `python -m ivon_lora_lite COMMAND`."""
 
 import argparse
 import contextlib
@@ -8,21 +8,27 @@ import warnings
 
 from . import ask, demo, evaluate, finetune, lists, table1
 
-EXAMPLES = """examples:
-  python -m ivon_lora_lite demo                                     AdamW against IVON in minutes, on a CPU
-  python -m ivon_lora_lite finetune --task arc_easy --steps 100     IVON on another task
-  python -m ivon_lora_lite finetune --model HuggingFaceTB/SmolLM2-360M --task openbookqa --out outputs/obqa
-  python -m ivon_lora_lite evaluate outputs/obqa --samples 10 --tau 0.5
-  python -m ivon_lora_lite table1 --seeds 21 42 --jobs 2            every method of Table 1, resumable
+FIRST = """Variational learning for LoRA finetuning. Three things that people do:
+
+  python -m ivon_lora_lite demo                                          AdamW against IVON, in minutes on a CPU
+  python -m ivon_lora_lite finetune --data quiz.csv --out outputs/quiz   train on your own questions
+  python -m ivon_lora_lite ask outputs/quiz "Which one melts ice?" salt sand wood
+
+`--help` after any command teaches it.
+"""
+EXAMPLES = """more:
+  python -m ivon_lora_lite finetune --task arc_easy --steps 100          IVON on another task
+  python -m ivon_lora_lite evaluate outputs/quiz --abstain 0.8           score a run; what should go to a person?
+  python -m ivon_lora_lite table1 --seeds 21 42 --jobs 2                 every method of Table 1, resumable
   python -m ivon_lora_lite finetune --model meta-llama/Llama-2-7b-hf --quantize 8bit --task winogrande_s \\
-      --preset paper --optimizer ivon                               the paper's setting, on a GPU
+      --preset paper --optimizer ivon                                    the paper's setting, on a GPU
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """One command a file; each adds its own options."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("ivon_lora_lite", description=__doc__, epilog=EXAMPLES, formatter_class=form)
+    parser = argparse.ArgumentParser("ivon_lora_lite", description=FIRST, epilog=EXAMPLES, formatter_class=form)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (demo, finetune, ask, evaluate, table1, lists):
         command.add(commands)

@@ -143,7 +143,7 @@ def _settings(args: argparse.Namespace, model, task, usual: dict, say) -> dict:
 
         suggestion = suggest_hyperparameters(
             model, task, steps=usual["steps"], format=usual["format"], batch_size=args.batch_size,
-            train_size=args.train_size, seed=args.seed,
+            train_size=args.train_size, seed=args.seed, progress=not args.quiet,
             **{} if args.hess_init is None else {"hess_init": args.hess_init},
         )  # fmt: skip
         say(suggestion, flush=True)

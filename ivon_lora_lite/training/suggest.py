@@ -34,6 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..language import Question, Task, answer_logits, collate, tokenizer_of
 from ..posterior import lora_parameters, reset_lora
@@ -110,6 +111,7 @@ def suggest_hyperparameters(
     draws: int = 6,
     pilot_steps: int = 0,
     seed: int = 21,
+    progress: bool = False,
 ) -> Suggestion:
     """Find a λ whose noise this model on this task can bear, and the β₂ that fits the length of the run.
 
@@ -133,6 +135,7 @@ def suggest_hyperparameters(
         draws: antithetic pairs ±ε; each σ takes 2·draws passes over these questions.
         pilot_steps: steps of AdamW before measuring; by default none.
         seed: of LoRA's start, the choice of questions, the noise, and the pilot.
+        progress: show a bar that counts passes over the questions; how many it takes is not known before.
 
     Returns:
         A :class:`Suggestion`.
@@ -166,7 +169,14 @@ def suggest_hyperparameters(
             reset_lora(model, seed)
         model.eval()
         moved = prediction_shift(model, chosen, format, batch_size)
-        sigma, cost, error, curve = choose_sigma(moved, params, target, at_most=sigma_max, draws=draws, seed=seed)
+        with tqdm(desc="cost of noise", unit=" passes", leave=False, disable=not progress) as bar:
+
+            def counted() -> Tensor:
+                bar.update()
+                return moved()
+
+            found = choose_sigma(counted, params, target, at_most=sigma_max, draws=draws, seed=seed)
+    sigma, cost, error, curve = found
     ess = 1 / (sigma**2 * (hess_init + weight_decay))
     beta2 = 1 - MOVE / steps
     took = time.perf_counter() - started
