@@ -47,6 +47,7 @@ from .methods import (
     METHODS,
     blob,
     ensemble,
+    fit_posterior,
     laplace,
     linearized_laplace,
     mc_dropout,

@@ -21,6 +21,7 @@ from .base import Bench, Method, Result, Settings
 from .blob import BLOB, BLOB_MEAN, BlobSettings, blob
 from .deep_ensemble import ENSEMBLE, ensemble
 from .dropout import MC_DROPOUT, mc_dropout
+from .fitting import fit_posterior
 from .ivon import IVON_DRAWS, IVON_MEAN
 from .keep_best import KeepBest
 from .laplace_approximation import (

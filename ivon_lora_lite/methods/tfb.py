@@ -12,11 +12,11 @@ anchors; here it is the largest within the tolerance, and the change is that of 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..evaluation import Predictions, predict
 from ..language import Question
@@ -29,15 +29,15 @@ LABELS, CRITERIA = ("own", "true"), ("nll", "acc")
 SMALLEST = 1e-6  # of d_i relative to the largest: rows of A' that B' ignores
 
 
-def balanced(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The run's weights as {B', A'}, and 1/d for each row of every A', ``[r, 1]`` by its name."""
-    names = {id(p): name for name, p in trainable(run.model).items()}
-    weights, inverse = dict(run.weights), {}
-    for pair in lora_layers(run.model).values():
+def balanced(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A model's LoRA weights as {B', A'}, and 1/d for each row of every A', ``[r, 1]`` by its name."""
+    names = {id(p): name for name, p in trainable(model).items()}
+    weights, inverse = dict(weights), {}
+    for pair in lora_layers(model).values():
         a, b = names[id(pair.a.weight)], names[id(pair.b.weight)]
-        left, d, right = torch.linalg.svd(run.weights[b].double(), full_matrices=False)
+        left, d, right = torch.linalg.svd(weights[b].double(), full_matrices=False)
         weights[b] = (left * d).float()
-        weights[a] = (right @ run.weights[a].double()).float()
+        weights[a] = (right @ weights[a].double()).float()
         inverse[a] = 1 / d.clamp(min=max(SMALLEST * float(d.max()), 1e-12)).float()[:, None]
     return weights, inverse
 
@@ -98,7 +98,7 @@ def tfb(
     for name, value, known in (("criterion", criterion, CRITERIA), ("labels", labels, LABELS)):
         if value not in known:
             raise ValueError(f"There is no {name} {value!r}. Known: {', '.join(known)}.")
-    weights, inverse = balanced(run)
+    weights, inverse = balanced(run.model, run.weights)
     points = sorted(weights.keys() - inverse.keys())
     facts = {"method": "tfb", "points": points, "task": run.config["task"], "anchors": len(anchors)}
     facts |= {"tolerance": tolerance, "criterion": criterion, "labels": labels}

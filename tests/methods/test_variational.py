@@ -226,7 +226,7 @@ def test_the_covariance_of_rows_is_that_of_draws():
 
 def test_the_product_stays_and_noise_is_divided_by_singular_values(model, task):
     run = finetune(model, task, optimizer="adamw", **SHORT, lr=1e-2)
-    weights, inverse = balanced(run)
+    weights, inverse = balanced(run.model, run.weights)
     pairs = [(name, name.replace("lora_A", "lora_B")) for name in inverse]
     assert len(pairs) == len(lora_layers(model))
     for a, b in pairs:

@@ -1,0 +1,128 @@
+"""A posterior for an adapter that was trained elsewhere, with any loss."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..posterior import GaussianPosterior, applied_weights, lora_parameters, read_weights, restored, trainable
+from ..training import choose_sigma
+from .laplace_approximation import prior_precision
+from .tfb import RANGE, balanced, largest_within
+
+METHODS_OF_FIT = ("tfb", "laplace_diag", "isotropic")
+Loss = Callable[[nn.Module, object], Tensor]
+
+
+def fit_posterior(
+    model: nn.Module,
+    loss: Loss,
+    batches: Iterable,
+    method: str = "tfb",
+    *,
+    tolerance: float = 0.003,
+    target: float = 0.01,
+    precision: float | None = None,
+    samples: int = 4,
+    seed: int = 0,
+) -> GaussianPosterior:
+    """Put a Gaussian around a model's trainable weights, as they are, without training.
+
+    * ``"tfb"``: noise that is equal in all directions of ΔW, as much as raises the mean loss by no more than
+      ``tolerance``, relative (:mod:`ivon_lora_lite.methods.tfb`). It judges the mean of the draws' losses, because of a
+      loss alone no average prediction can be made. The posterior's mean is {B', A'}, a pair with the same product.
+    * ``"laplace_diag"``: variance 1/(H + p) with H = Σ_b n_b² ḡ_b², the empirical Fisher diagonal (ḡ_b is the gradient
+      of batch b's mean loss and n_b its length; batches of one example are the most exact), and the prior's p.
+    * ``"isotropic"``: one σ everywhere, with which noise costs ``target`` in the loss's own unit.
+
+    Args:
+        model: with a trained adapter; it is left as it was, in evaluation mode while this runs.
+        loss: (model, batch) → the batch's mean loss; it should have no dropout or other noise of its own.
+        batches: data that the posterior is fitted to; a batch is anything with a length or ``input_ids``.
+        method: one of the three.
+        tolerance: of ``"tfb"``.
+        target: of ``"isotropic"``.
+        precision: p of ``"laplace_diag"``; default: the one that maximises the evidence.
+        samples: draws by which a size of noise is judged.
+        seed: of these draws.
+
+    Returns:
+        A :class:`GaussianPosterior` with the names of :func:`trainable`; save it beside the adapter.
+
+    Raises:
+        ValueError: an unknown method, no batches, or a loss that is not finite.
+    """
+    if method not in METHODS_OF_FIT:
+        raise ValueError(f"There is no method {method!r}. Known methods: {', '.join(METHODS_OF_FIT)}.")
+    parts = list(batches)
+    if not parts:
+        raise ValueError("There are no batches to fit the posterior to.")
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        if method == "tfb":
+            return _tfb(model, loss, parts, tolerance, samples, seed)
+        if method == "laplace_diag":
+            return _laplace(model, loss, parts, precision)
+        sigma, cost, _, _ = choose_sigma(
+            lambda: _mean_loss(model, loss, parts), lora_parameters(model), target, draws=samples, seed=seed
+        )
+        return GaussianPosterior.isotropic(model, sigma**2, method=method, cost=cost)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _tfb(model: nn.Module, loss: Loss, parts: list, tolerance: float, samples: int, seed: int) -> GaussianPosterior:
+    weights, inverse = balanced(model, read_weights(model))
+    facts = {"method": "tfb", "points": sorted(weights.keys() - inverse.keys()), "tolerance": tolerance}
+
+    def posterior(sigma_q: float) -> GaussianPosterior:
+        variance = {name: (sigma_q * r).square().expand_as(weights[name]).contiguous() for name, r in inverse.items()}
+        return GaussianPosterior(weights, variance, {**facts, "sigma_q": sigma_q})
+
+    before = float(_mean_loss(model, loss, parts))
+
+    def rise(sigma_q: float) -> float:
+        total = 0.0
+        for s in range(samples):
+            with applied_weights(model, posterior(sigma_q).sample(seed + s)):
+                total += float(_mean_loss(model, loss, parts)) / samples
+        return (total - before) / max(abs(before), 1e-12)
+
+    return posterior(largest_within(rise, tolerance, *RANGE, 8))
+
+
+def _laplace(model: nn.Module, loss: Loss, parts: list, precision: float | None) -> GaussianPosterior:
+    params = trainable(model)
+    h = {name: torch.zeros_like(p, dtype=torch.float32, device="cpu") for name, p in params.items()}
+    with restored(params.values()), torch.enable_grad():
+        for batch in parts:
+            grads = torch.autograd.grad(loss(model, batch), list(params.values()), allow_unused=True)
+            for name, g in zip(params, grads):
+                if g is not None:
+                    h[name] += (_length(batch) * g.float()).square().cpu()
+    mean = read_weights(model)
+    if precision is None:
+        precision, _ = prior_precision(h, sum(float(m.double().square().sum()) for m in mean.values()))
+    variance = {name: 1 / (curvature + precision) for name, curvature in h.items()}
+    return GaussianPosterior(mean, variance, {"method": "laplace_diag", "prior_precision": precision})
+
+
+@torch.no_grad()
+def _mean_loss(model: nn.Module, loss: Loss, parts: list) -> Tensor:
+    """The mean over examples: batches count by their length."""
+    lengths = [_length(batch) for batch in parts]
+    total = sum(n * loss(model, batch).detach().double().cpu() for n, batch in zip(lengths, parts)) / sum(lengths)
+    if not math.isfinite(float(total)):
+        raise ValueError(f"The loss is {float(total)}: is the model sound, or the noise too large?")
+    return total
+
+
+def _length(batch: object) -> int:
+    """How many examples a batch has."""
+    for name in ("labels", "answers", "input_ids"):
+        if hasattr(batch, "keys") and name in batch:
+            return len(batch[name])
+    return len(batch)
