@@ -1,9 +1,11 @@
 """Figures, the τ explorer, and HTML reports: all from predictions, without a model. They need plotly.
 
 * `style.py`: colours and axes; `figures.py`: trade-off and reliability; `tables.py`: scores as HTML;
-* `weights.py`: σ by layer; `explorer.py`: the slider in a notebook; `report.py`: the slider as a file.
+* `weights.py`: σ by layer; `asking.py`: a question put to a run;
+* `explorer.py`: the slider in a notebook; `report.py`: the slider as a file.
 """
 
+from .asking import AskForm, answer_figure
 from .explorer import CAPTION, MEAN, TauExplorer
 from .figures import (
     lengths_figure,
