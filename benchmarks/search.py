@@ -6,7 +6,8 @@
 SmolLM2-135M on the first 160 training questions. Both optimizers get the same number of trials: eleven at 20 passes
 over the data, four each at 5 and at 40. AdamW varies its learning rate, then its weight decay; IVON its noise
 σ = 1/√(λ h₀), its learning rate, how far h moves (β₂ = 1 − move/steps) and its clip radius. Each stage starts from the
-best trial so far. IVON is judged by ten draws, AdamW by its point, on all validation questions; a trial records both.
+best trial so far. `--demo` makes four trials more for each at the demo's size, 20 passes over 100 questions, that start
+from the best at 20 passes over 160. IVON is judged by ten draws, AdamW by its point, on all validation questions; a trial records both.
 
 Every trial is one JSON file; finished ones are not repeated. `summary.json` lists them by length and optimizer.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from ivon_lora_lite import finetune, load_model, load_task, predict, score
 from ivon_lora_lite.files import provenance, read_json, write_json
 
-TRAIN_SIZE, BATCH_SIZE = 160, 4
+TRAIN_SIZE, BATCH_SIZE, OF_DEMO = 160, 4, 100
 HESS_INIT = 1e-3
 LENGTHS = (20, 5, 40)  # passes over the training questions; the first is searched most closely
 JUDGED_BY = {"adamw": "mean", "ivon": "draws"}
@@ -63,6 +64,23 @@ def ivon_trials(best) -> Iterator[Trial]:
         yield {**best(passes), "lr": best20["lr"] * lr}
 
 
+def demo_trials(optimizer: str, best) -> Iterator[Trial]:
+    """Four at the demo's size."""
+    start = {"passes": 20, "questions": OF_DEMO}
+    if optimizer == "adamw":
+        rates = (5e-5, 1e-4, 2e-4)
+        yield from ({**start, "lr": lr} for lr in rates)
+        yield {**start, "lr": _beyond(best(20, OF_DEMO)["lr"], rates)}
+        return
+    start = {**best(20), **start}
+    yield start
+    yield {**start, "sigma": 0.05}
+    yield {**best(20, OF_DEMO), "lr": 2 * start["lr"]}
+    tried = (0.05, start["sigma"])
+    sigma = best(20, OF_DEMO)["sigma"]
+    yield {**best(20, OF_DEMO), "sigma": _beyond(sigma, tried, 2**0.25) if sigma == 0.05 else 0.1}
+
+
 def _beyond(value: float, tried: tuple[float, ...], between: float = 2**0.5) -> float:
     """One step further if the best value lies at the edge of those that were tried, else a value beside it."""
     factor = 2 if value == max(tried) else 0.5 if value == min(tried) else between
@@ -78,13 +96,23 @@ def settings_of(optimizer: str, trial: Trial) -> dict:
     return settings
 
 
+def questions_of(trial: Trial) -> int:
+    return trial.get("questions", TRAIN_SIZE)
+
+
 def steps_of(trial: Trial) -> int:
-    return trial["passes"] * TRAIN_SIZE // BATCH_SIZE
+    return trial["passes"] * questions_of(trial) // BATCH_SIZE
+
+
+def length_of(trial: Trial) -> str:
+    """Under which name the summary has it."""
+    return f"{trial['passes']}" + (f" of {trial['questions']}" if "questions" in trial else "")
 
 
 def name_of(optimizer: str, trial: Trial) -> str:
     parts = [f"{k}{trial[k]:.3g}" for k in ("lr", "weight_decay", "sigma", "move", "clip_radius") if k in trial]
-    return "-".join([f"{trial['passes']}-passes", optimizer, *parts])
+    size = [f"{trial['questions']}-questions"] if "questions" in trial else []
+    return "-".join([f"{trial['passes']}-passes", *size, optimizer, *parts])
 
 
 class Search:
@@ -95,8 +123,9 @@ class Search:
         self.done: list[tuple[float, Trial]] = []
         self._made: tuple | None = None
 
-    def best(self, passes: int) -> Trial:
-        return min((nll, i, t) for i, (nll, t) in enumerate(self.done) if t["passes"] == passes)[-1]
+    def best(self, passes: int, questions: int = TRAIN_SIZE) -> Trial:
+        mine = [(nll, t) for nll, t in self.done if (t["passes"], questions_of(t)) == (passes, questions)]
+        return min(mine, key=lambda pair: pair[0])[1]
 
     def run(self, trial: Trial) -> None:
         trial = {k: v for k, v in trial.items() if k != "update"}
@@ -113,7 +142,7 @@ class Search:
         model, task = self._made
         try:
             run = finetune(
-                model, task, optimizer=self.optimizer, steps=steps_of(trial), train_size=TRAIN_SIZE, seed=self.seed,
+                model, task, optimizer=self.optimizer, steps=steps_of(trial), train_size=questions_of(trial), seed=self.seed,
                 batch_size=BATCH_SIZE, eval_every=0, progress=False, **settings_of(self.optimizer, trial),
             )  # fmt: skip
         except FloatingPointError as error:
@@ -146,10 +175,10 @@ def summary(out: Path) -> dict:
         optimizer = record["config"]["optimizer"]
         nll = record["validation"][JUDGED_BY[optimizer]]["nll"]
         entry = {"nll": nll, "trial": record["trial"], "settings": record["config"]["settings"], "file": file.stem}
-        found.setdefault(str(record["trial"]["passes"]), {}).setdefault(optimizer, []).append(entry)
+        found.setdefault(length_of(record["trial"]), {}).setdefault(optimizer, []).append(entry)
     return {
         passes: {optimizer: sorted(trials, key=lambda t: t["nll"]) for optimizer, trials in sorted(kinds.items())}
-        for passes, kinds in sorted(found.items(), key=lambda item: int(item[0]))
+        for passes, kinds in sorted(found.items(), key=lambda item: (int(item[0].split()[0]), item[0]))
     }
 
 
@@ -159,9 +188,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1, help="of the search; reported runs use others")
     parser.add_argument("--samples", type=int, default=10, help="draws of IVON's validation predictions")
+    parser.add_argument("--demo", action="store_true", help="the four trials at the demo's size")
     args = parser.parse_args()
     search = Search(args.optimizer, args.out, args.seed, args.samples)
-    for trial in {"adamw": adamw_trials, "ivon": ivon_trials}[args.optimizer](search.best):
+    if args.demo:  # it starts from what the search at 160 questions found
+        for record in map(read_json, sorted(args.out.glob(f"20-passes-{args.optimizer}-*.json"))):
+            nll = record["validation"][JUDGED_BY[args.optimizer]]["nll"]
+            search.done.append((nll, record["trial"]))
+        trials = demo_trials(args.optimizer, search.best)
+    else:
+        trials = {"adamw": adamw_trials, "ivon": ivon_trials}[args.optimizer](search.best)
+    for trial in trials:
         search.run(trial)
         write_json(args.out / "summary.json", summary(args.out))
 

@@ -7,9 +7,9 @@ from .options import data_options, model_options, positive, training_options
 
 
 def add(commands) -> None:
-    parents = [data_options(), model_options(), training_options()]
+    parents = [data_options(), model_options(), training_options(steps=500)]
     p = commands.add_parser("demo", parents=parents, help="AdamW against IVON, with a report")
-    p.add_argument("--train-size", type=positive, default=160, help="training questions (default: 160)")
+    p.add_argument("--train-size", type=positive, default=100, help="training questions (default: 100)")
     p.add_argument("--test-size", type=positive, help="evaluate on only this many test questions (default: all)")
     p.add_argument("--samples", type=positive, default=10, help="draws from the posterior (default: 10)")
     p.add_argument("--taus", type=float, nargs="*", help="temperatures to sample at besides 0 and 1")

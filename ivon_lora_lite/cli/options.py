@@ -51,9 +51,9 @@ def model_options(by_preset: bool = False) -> argparse.ArgumentParser:
     return p
 
 
-def training_options(by_preset: bool = False) -> argparse.ArgumentParser:
+def training_options(by_preset: bool = False, steps: int = 200) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(add_help=False)
-    steps, said = (None, "the preset's: 200, or the paper's 10000") if by_preset else (200, "200")
+    steps, said = (None, "the preset's: 200, or the paper's 10000") if by_preset else (steps, steps)
     p.add_argument("--steps", type=positive, default=steps, help=f"optimizer steps (default: {said})")
     p.add_argument("--batch-size", type=positive, default=4, help="questions per forward pass and process (default: 4)")
     p.add_argument("--seed", type=int, default=21)

@@ -11,7 +11,7 @@ _PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "wei
 _SMALL = {
     "adamw": {200: {"lr": 2e-4}, 800: {"lr": 5e-5}},
     "ivon": {
-        200: {"lr": 0.2, "ess": 8.16e5, "beta2": 1 - 1e-5},
+        200: {"lr": 0.2, "ess": 8.16e5, "beta2": 1 - 1e-5, "clip_radius": 1e-3},
         800: {"lr": 5.5e-4, "ess": 1.98e5, "beta2": 1 - 0.32 / 800, "clip_radius": 0.41},
     },
 }

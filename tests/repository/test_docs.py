@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, load_script
 
 from ivon_lora_lite import Predictions, hyperparameters, score
+from ivon_lora_lite.cli import build_parser
 from ivon_lora_lite.files import read_json
 from ivon_lora_lite.language import full_name
 from ivon_lora_lite.studies.demo import DEMO, METRICS_FILE, summarize
@@ -50,6 +51,11 @@ def test_the_recorded_demo_used_the_presets_and_the_demos_own_sizes():
     assert {k: record["config"][k] for k in ("steps", "train_size", "batch_size", "samples", "task")} == {
         k: DEMO[k] for k in ("steps", "train_size", "batch_size", "samples", "task")
     } | {"task": full_name(DEMO["task"])}
+
+
+def test_the_command_and_the_function_have_the_same_defaults():
+    args = vars(build_parser().parse_args(["demo"]))
+    assert {name: args[name] for name in DEMO} == DEMO
 
 
 def test_small_preset_is_the_best_trial_of_the_recorded_search():
