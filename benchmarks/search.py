@@ -7,7 +7,8 @@ SmolLM2-135M on the first 160 training questions. Both optimizers get the same n
 over the data, four each at 5 and at 40. AdamW varies its learning rate, then its weight decay; IVON its noise
 σ = 1/√(λ h₀), its learning rate, how far h moves (β₂ = 1 − move/steps) and its clip radius. Each stage starts from the
 best trial so far. `--demo` makes four trials more for each at the demo's size, 20 passes over 100 questions, that start
-from the best at 20 passes over 160. IVON is judged by ten draws, AdamW by its point, on all validation questions; a trial records both.
+from the best at 20 passes over 160. IVON is judged by ten draws, AdamW by its point, on all validation questions; a
+trial records both.
 
 Every trial is one JSON file; finished ones are not repeated. `summary.json` lists them by length and optimizer.
 """
@@ -142,8 +143,8 @@ class Search:
         model, task = self._made
         try:
             run = finetune(
-                model, task, optimizer=self.optimizer, steps=steps_of(trial), train_size=questions_of(trial), seed=self.seed,
-                batch_size=BATCH_SIZE, eval_every=0, progress=False, **settings_of(self.optimizer, trial),
+                model, task, optimizer=self.optimizer, steps=steps_of(trial), train_size=questions_of(trial),
+                seed=self.seed, batch_size=BATCH_SIZE, eval_every=0, progress=False, **settings_of(self.optimizer, trial),
             )  # fmt: skip
         except FloatingPointError as error:
             config = {"optimizer": self.optimizer, "settings": settings_of(self.optimizer, trial)}
