@@ -144,7 +144,8 @@ class Search:
         try:
             run = finetune(
                 model, task, optimizer=self.optimizer, steps=steps_of(trial), train_size=questions_of(trial),
-                seed=self.seed, batch_size=BATCH_SIZE, eval_every=0, progress=False, **settings_of(self.optimizer, trial),
+                seed=self.seed, batch_size=BATCH_SIZE, eval_every=0, progress=False,
+                **settings_of(self.optimizer, trial),
             )  # fmt: skip
         except FloatingPointError as error:
             config = {"optimizer": self.optimizer, "settings": settings_of(self.optimizer, trial)}
