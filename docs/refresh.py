@@ -13,14 +13,20 @@ METRICS = ("acc", "ece", "nll", "brier")
 
 
 def demo_table() -> str:
-    """The recorded demo as Markdown: mean and standard error over seeds."""
-    summary = json.loads((DEMO / "summary.json").read_text())
-    lines = ["| | ACC ↑ | ECE ↓ | NLL ↓ | Brier ↓ |", "|---|---|---|---|---|"]
+    """The recorded demo as Markdown: mean and standard error over seeds, and what the paired intervals allow to say."""
+    from ivon_lora_lite.studies.demo import summarize
+    from ivon_lora_lite.studies.report import verdicts
+
+    summary = summarize(sorted(DEMO.glob("seed*")))
+    lines = ["| | ACC ↑ | ECE ↓ | its floor | NLL ↓ | Brier ↓ |", "|---|---|---|---|---|---|"]
     for method, row in summary["scores"].items():
         cells = [f"{row[name]['mean']:.3f} ± {row[name]['se']:.3f}" for name in METRICS]
+        cells.insert(2, f"{summary['floor'][method]:.3f}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     gaps = summary["ivon_minus_adamw"]
     listed = "; ".join(f"{n.upper()} {', '.join(f'{v:+.3f}' for v in gaps[n]['values'])}" for n in METRICS)
+    lines += ["", "Differences with 95 % intervals over questions, paired and pooled over seeds:", ""]
+    lines += [f"- {sentence}" for sentence in verdicts(summary)]
     config, made, settings = summary["config"], summary["provenance"], summary["settings"]
     minutes = [sum(s.values()) / 60 for s in summary["seconds"]]
     lines += [

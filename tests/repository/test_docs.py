@@ -47,7 +47,7 @@ def test_the_recorded_demo_used_the_presets_and_the_demos_own_sizes():
     if record["config"]["task"] == "everyday":
         pytest.skip("recorded on the first edition of everyday, with the demo of its time")
     for optimizer in ("ivon", "adamw"):
-        assert record["settings"][optimizer] == hyperparameters(optimizer, "small", "everyday")
+        assert record["settings"][optimizer] == hyperparameters(optimizer, "small", "everyday", DEMO["steps"])
     assert {k: record["config"][k] for k in ("steps", "train_size", "batch_size", "samples", "task")} == {
         k: DEMO[k] for k in ("steps", "train_size", "batch_size", "samples", "task")
     } | {"task": full_name(DEMO["task"])}
@@ -68,6 +68,21 @@ def test_small_preset_is_the_best_trial_of_the_recorded_search():
         assert summary[method]["trial"] == best
         chosen = hyperparameters(optimizer, "small", "everyday")
         assert trials[best]["config"]["settings"] == chosen
+
+
+LENGTHS = {"20 of 100": 500, "20": 800}  # passes over the training questions → steps
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "ivon"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_small_preset_at_other_lengths_is_the_best_trial_there(length, optimizer):
+    search = load_script("benchmarks/search.py")
+    trials = search.summary(RUNS / "search")[length]
+    assert len({len(found) for found in trials.values()}) == 1  # the same number for both optimizers
+    judged = search.JUDGED_BY[optimizer]
+    records = [json.loads((RUNS / "search" / f"{t['file']}.json").read_text()) for t in trials[optimizer]]
+    best = min(records, key=lambda record: record["validation"][judged]["nll"])
+    assert hyperparameters(optimizer, "small", "everyday", LENGTHS[length]) == best["config"]["settings"]
 
 
 def test_tests_named_in_the_readme_exist():
