@@ -1,4 +1,5 @@
 from . import gates, plots
+from .applications import Sensitivity, influence, merge_runs, sensitivity
 from .evaluation import (
     Abstention,
     Linearized,

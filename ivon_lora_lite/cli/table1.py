@@ -46,6 +46,7 @@ def add(commands) -> None:
     p.add_argument("--compare", choices=["paper"], help="show the published figures of Llama-2-7B under each row")
     bins_option(p)
     p.add_argument("--export", type=Path, metavar="FOLDER", help="copy scores and predictions, without weights")
+    p.add_argument("--quiet", action="store_true", help="no line per finished cell")
     p.add_argument("--out", type=Path, default=Path("outputs/table1"), help="(default: outputs/table1)")
     p.set_defaults(function=run)
 
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
         run_table(
             args.out, args.tasks, args.methods or list(METHODS), args.seeds, settings, hub=args.hub, jobs=args.jobs,
             engine=args.engine, keep_weights=not args.no_weights,
+            **({"say": lambda *_, **__: None} if args.quiet else {}),
         )  # fmt: skip
     table = Table.from_records(load_records(args.out, args.bins), partial=args.partial, average=args.average)
     paper = paper_table() if args.compare else None

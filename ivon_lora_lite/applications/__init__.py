@@ -1,0 +1,8 @@
+"""What a learned variance is good for besides prediction.
+
+* `sensitivity.py`: which training examples moved the model, and what that says about unseen ones;
+* `merging.py`: adapters of several tasks in one, weighted by how sure each is of each weight.
+"""
+
+from .merging import merge_runs, merged_mean
+from .sensitivity import Sensitivity, influence, memory_perturbation, sensitivity

@@ -1,0 +1,86 @@
+"""Several adapters in one, each weight taken from those that are sure of it (Daheim et al. 2024).
+
+Task k was trained from m₀ to m_k, where L_k + ½ H₀ (m − m₀)² has its minimum and L_k = N_k ℓ_k the curvature
+H_k = N_k h_k. So L_k has the slope −H₀ (m_k − m₀) there, and with these quadratic L_k the sum of all L_k and of one
+prior has its minimum at
+
+    m = m₀ + Σ_k H̄⁻¹ (H₀ + H_k) (m_k − m₀),     H̄ = H₀ + Σ_k H_k
+
+With equal curvatures and H₀ = 0 this is the plain average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..posterior import GaussianPosterior, check_fit, read_weights, reset_lora, restored, trainable
+from ..training import Run
+
+
+def merged_mean(
+    start: Tensor, means: Sequence[Tensor], curvatures: Sequence[Tensor], prior: float | Tensor = 0.0
+) -> tuple[Tensor, Tensor]:
+    """m = m₀ + Σ_k H̄⁻¹ (H₀ + H_k)(m_k − m₀), and H̄, elementwise.
+
+    Args:
+        start: m₀.
+        means: m_k.
+        curvatures: H_k ≥ 0, of the same shape.
+        prior: H₀ ≥ 0.
+    """
+    total = prior + sum(curvatures)
+    moved = sum((prior + h) * (m - start) for m, h in zip(means, curvatures, strict=True))
+    return start + moved / total, total
+
+
+def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
+    """One run out of several that were trained from the same start on different tasks, weighted by their precisions.
+
+    Args:
+        runs: at least two IVON runs on one model, with the same seed: LoRA's start m₀ is shared.
+        prior: H₀, the precision with which weights are held at m₀.
+
+    Returns:
+        A :class:`Run` with the merged mean and variance 1/H̄; save it like any other.
+
+    Raises:
+        ValueError: fewer than two runs, other seeds or shapes, or one that has no learned Gaussian.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"Merging needs at least two runs, not {len(runs)}.")
+    first = runs[0]
+    for run in runs:
+        if run.config["seed"] != first.config["seed"]:
+            raise ValueError("The runs began from different LoRA weights: train them with the same seed.")
+        check_fit(first.weights, run.weights)
+    curvatures = [curvature(run) for run in runs]
+    with restored(trainable(first.model).values()):
+        reset_lora(first.model, first.config["seed"])
+        start = read_weights(first.model)
+    mean, variance = {}, {}
+    for name, m0 in start.items():
+        mean[name], total = merged_mean(
+            m0, [run.posterior.mean[name] for run in runs], [h[name] for h in curvatures], prior
+        )
+        variance[name] = 1 / total
+    tasks = [run.config["task"] for run in runs]
+    facts = {"method": "merged", "tasks": tasks, "prior": prior}
+    config = {**first.config, "task": " + ".join(tasks), "method": "merged"}
+    return replace(first, weights=mean, posterior=GaussianPosterior(mean, variance, facts), config=config, history=[])
+
+
+def curvature(run: Run) -> Mapping[str, Tensor]:
+    """H = N h of a run's N training questions: with v = 1/(λ(h + δ)), h = 1/(λ v) − δ, at least 0."""
+    facts = getattr(run.posterior, "metadata", {})
+    ess, delta = facts.get("ess"), facts.get("weight_decay")
+    if not isinstance(ess, int | float) or not isinstance(delta, int | float):
+        raise ValueError("Merging by uncertainty needs IVON runs: a diagonal Gaussian with one λ and one δ.")
+    count = run.config["train_size"]
+    return {
+        n: (count * (1 / (ess * v) - delta)).clamp(min=torch.finfo(v.dtype).tiny)
+        for n, v in run.posterior.variance.items()
+    }

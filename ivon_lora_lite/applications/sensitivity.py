@@ -1,0 +1,135 @@
+"""The memory-perturbation equation: what removing a training example would do, without training again.
+
+(Nickl et al. 2023.) At a minimum of  E_q[ℓ̄] + KL/λ  with  ℓ̄ = 1/N Σ_i ℓ_i,  leaving out example i moves the mean by
+about one natural-gradient step on its loss, and changes the losses of others and its own accordingly:
+
+    Δm_i = (λ/N) v ∘ ∇ℓ_i        Δℓ_j ≈ (λ/N) ∇ℓ_jᵀ diag(v) ∇ℓ_i        Δℓ_i ≈ (λ/N) vᵀ ∇ℓ_i²
+
+With v = 1/(λ(h + δ)) this is 1/N · ∇ℓ_i/(h + δ): λ drops out, and h has to have been learned. The last of the three is
+an estimate of how much worse an example would fare had it not been trained on; with it the training loss becomes an
+estimate of the test loss that needs no held-out questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..evaluation import Factors, visit_gradients
+from ..language import Question
+from ..training import Run
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """N training examples.
+
+    Attributes:
+        loss: ℓ_i at the mean, ``[N]`` in nats.
+        change: Δℓ_i ≥ 0, by how much its loss would grow had it been left out, ``[N]`` in nats.
+    """
+
+    loss: Tensor
+    change: Tensor
+
+    @property
+    def leave_one_out(self) -> float:
+        """Mean of ℓ_i + Δℓ_i: the estimated loss on examples that were not trained on."""
+        return float((self.loss + self.change).mean())
+
+
+def memory_perturbation(
+    gradients: Mapping[str, Tensor], variance: Mapping[str, Tensor], ess: float, examples: int
+) -> Tensor:
+    """Δℓ_i = (λ/N) vᵀ ∇ℓ_i² for a batch of examples, ``[B]``.
+
+    Args:
+        gradients: name → ∇ℓ_i of each, ``[B, *shape]``; names without variance do not count.
+        variance: name → v.
+        ess: λ.
+        examples: N, of the whole training set.
+    """
+    parts = [(g.square() * variance[name]).flatten(1).sum(1) for name, g in gradients.items() if name in variance]
+    return ess / examples * sum(parts)
+
+
+def sensitivity(run: Run, questions: Sequence[Question], *, batch_size: int = 8, progress: bool = False) -> Sensitivity:
+    """How much each training question holds its own loss down.
+
+    It costs C backward passes per question. A large value marks a question that the model would answer worse without
+    having seen it: an outlier, a wrong label, or the only one of its kind.
+
+    Args:
+        run: an IVON run whose h was learned (β₂ that lets it move).
+        questions: its N training questions.
+        batch_size: questions per forward pass.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the run has no diagonal Gaussian with λ.
+    """
+    variance, ess = _gaussian(run)
+    loss, change = torch.zeros(len(questions)), torch.zeros(len(questions))
+
+    def visit(index: int, f: Tensor, factors: Factors) -> None:
+        gradient, loss[index] = loss_gradient(f, factors, questions[index].answer)
+        own = {name: g[None].cpu() for name, g in gradient.items()}
+        change[index] = memory_perturbation(own, variance, ess, len(questions))[0]
+
+    options = {"format": run.config["format"], "batch_size": batch_size, "progress": progress}
+    visit_gradients(run.model, run.posterior.mean, questions, visit, **options)
+    return Sensitivity(loss, change)
+
+
+def influence(
+    run: Run, train: Sequence[Question], test: Sequence[Question], *, batch_size: int = 8, progress: bool = False
+) -> Tensor:
+    """Δℓ_j for every test question j had training question i been left out: ``[train, test]`` in nats.
+
+    Positive means that the training question helps the test question. It keeps the gradients of all training questions:
+    4 bytes for each of them and each LoRA weight.
+
+    Args:
+        run, batch_size, progress: as in :func:`sensitivity`.
+        train: the run's N training questions.
+        test: any questions with known answers.
+    """
+    variance, ess = _gaussian(run)
+    names = sorted(variance)
+    scale = torch.cat([variance[name].flatten() for name in names])
+    kept = torch.zeros(len(train), len(scale))
+    out = torch.zeros(len(train), len(test))
+    options = {"format": run.config["format"], "batch_size": batch_size, "progress": progress}
+
+    def flat(f: Tensor, factors: Factors, answer: int) -> Tensor:
+        gradient, _ = loss_gradient(f, factors, answer)
+        return torch.cat([gradient[name].flatten().cpu() for name in names])
+
+    def keep(index: int, f: Tensor, factors: Factors) -> None:
+        kept[index] = flat(f, factors, train[index].answer) * scale
+
+    def compare(index: int, f: Tensor, factors: Factors) -> None:
+        out[:, index] = ess / len(train) * (kept @ flat(f, factors, test[index].answer))
+
+    visit_gradients(run.model, run.posterior.mean, train, keep, **options)
+    visit_gradients(run.model, run.posterior.mean, test, compare, **options)
+    return out
+
+
+def loss_gradient(f: Tensor, factors: Factors, answer: int) -> tuple[dict[str, Tensor], float]:
+    """∇ℓ of one question's cross-entropy, name → ``[out, in]``, and ℓ: the chain rule from the logits' gradients."""
+    log_p = f.log_softmax(-1)
+    residual = log_p.exp()
+    residual[answer] -= 1  # ∂ℓ/∂f
+    gradient = {name: torch.einsum("c,cto,ti->oi", residual, g, x) for name, (x, g) in factors.items()}
+    return gradient, -float(log_p[answer])
+
+
+def _gaussian(run: Run) -> tuple[Mapping[str, Tensor], float]:
+    variance, ess = getattr(run.posterior, "variance", None), getattr(run.posterior, "metadata", {}).get("ess")
+    if variance is None or not isinstance(ess, int | float):
+        raise ValueError("The sensitivity needs an IVON run: a diagonal Gaussian with its λ (ess).")
+    return variance, float(ess)
