@@ -6,12 +6,13 @@ from .prior import sqrt_ess
 
 _PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False}
 # number of steps → settings with the lowest validation NLL with SmolLM2-135M: on `everyday@1` for 200 steps
-# (data/runs/everyday-search), on `everyday@2` for 800 (data/runs/search). σ is 0.035 and 0.071; a clip radius of 0.41
-# clips a tenth of the coordinates
+# (data/runs/everyday-search), on `everyday@2` for 500, the demo's 20 passes over 100 questions, and for 800, 20 passes
+# over 160 (data/runs/search). σ is 0.035 and 0.071; a clip radius of 0.41 clips a tenth of the coordinates
 _SMALL = {
-    "adamw": {200: {"lr": 2e-4}, 800: {"lr": 5e-5}},
+    "adamw": {200: {"lr": 2e-4}, 500: {"lr": 1e-4}, 800: {"lr": 5e-5}},
     "ivon": {
         200: {"lr": 0.2, "ess": 8.16e5, "beta2": 1 - 1e-5, "clip_radius": 1e-3},
+        500: {"lr": 1.1e-3, "ess": 1.98e5, "beta2": 1 - 0.32 / 500, "clip_radius": 0.41},
         800: {"lr": 5.5e-4, "ess": 1.98e5, "beta2": 1 - 0.32 / 800, "clip_radius": 0.41},
     },
 }
