@@ -12,22 +12,21 @@ Noise is drawn per question, which has the same mean as one draw per batch, and 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..evaluation import predict
 from ..language import Question, Task
-from ..posterior import Posterior, lora_layers, trainable
+from ..posterior import Posterior
 from ..posterior.base import check_finite, check_tau, positive, scaled, smallest
 from ..posterior.weights import check_same_names
-from ..training import Beside, Run, finetune
+from ..training import Run
 from .base import Bench, Method, Result
-from .blob import Owners, gaussian_kl
+from .variational import NoiseSettings, NoiseTraining, gaussian_kl
 
 
 @dataclass(frozen=True)
@@ -94,130 +93,65 @@ class RowPosterior(Posterior):
         return sum(rows @ rows.T for rows in along)
 
 
-@dataclass(frozen=True)
-class ScalablSettings:
-    """How ScalaBL's numbers are trained.
-
-    Attributes:
-        prior_sigma: of the prior N(0, σ_p² I) over s.
-        start: ε; σ starts uniform in [ε/√2, ε].
-        kl_weight: 1 is the ELBO.
-        scale_lr: Adam's learning rate of log μ and log σ, decaying linearly to 0.
-    """
-
-    prior_sigma: float = 1.0
-    start: float = 0.05
-    kl_weight: float = 1.0
-    scale_lr: float = 1e-2
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; expected a finite number above 0.")
-
-    @contextmanager
-    def attach(self, model: nn.Module, seed: int) -> Iterator[ScalablTraining]:
-        """Within the context LoRA is B diag(s) A; afterwards the mean of s is in A."""
-        training = ScalablTraining(model, self, seed)
-        hooks = training.hook()
-        try:
-            yield training
-        finally:
-            for hook in hooks:
-                hook.remove()
-            training.fold()
-
-
-class ScalablTraining(Beside):
-    """The scales between A and B, their noise in training, and the Adam that trains both.
+class ScalablTraining(NoiseTraining):
+    """The scales between A and B, their noise, and the Adam that trains both.
 
     Attributes:
         log_mean, log_sigma: name of A → ``[r]``.
-        history: one dict per log, with the mean of σ/μ and the KL.
     """
 
-    def __init__(self, model: nn.Module, settings: ScalablSettings, seed: int):
-        self.settings, self.owners, self.questions = settings, Owners(), 1
-        self.generator = torch.Generator().manual_seed(seed)
-        names = {id(p): name for name, p in trainable(model).items()}
-        self.modules = {names[id(pair.a.weight)]: pair.a for pair in lora_layers(model).values()}
-        self.log_mean: dict[str, Tensor] = {}
-        self.log_sigma: dict[str, Tensor] = {}
-        self.noise: dict[str, Tensor] = {}
-        self.history: list[dict] = []
+    def numbers(self) -> list[Tensor]:
+        self.log_mean, self.log_sigma = {}, {}
         for name, module in self.modules.items():
-            weight = module.weight.detach()
-            _, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
+            _, values, right = torch.linalg.svd(module.weight.detach().float(), full_matrices=False)
             with torch.no_grad():
                 module.weight.copy_(right)
-            uniform = torch.rand(len(values), generator=self.generator).to(values)
             self.log_mean[name] = values.log().requires_grad_()
-            self.log_sigma[name] = (settings.start * (2**-0.5 + (1 - 2**-0.5) * uniform)).log().requires_grad_()
-        numbers = [*self.log_mean.values(), *self.log_sigma.values()]
-        super().__init__(torch.optim.Adam(numbers, lr=settings.scale_lr))
+            self.log_sigma[name] = self.around_start(values.shape).to(values).log().requires_grad_()
+        return [*self.log_mean.values(), *self.log_sigma.values()]
 
-    def see(self, model: nn.Module, batch: dict, format: str) -> None:
-        """A new batch gets new noise."""
-        self.owners.see(model, batch, format)
-        self.noise = {}
-
-    def hook(self) -> list:
-        def scale(name: str, module: nn.Linear, args: tuple, out: Tensor) -> Tensor:
-            return out * self.scales(name, args[0] if module.training else None).to(out.dtype)
-
-        return [
-            module.register_forward_hook(lambda m, args, out, name=name: scale(name, m, args, out))
-            for name, module in self.modules.items()
-        ]
-
-    def scales(self, name: str, x: Tensor | None) -> Tensor:
-        """μ ``[r]``; with a layer's input, s for every token of it, ``[rows, L, r]``."""
-        mean = self.log_mean[name].exp()
-        if x is None:
-            return mean
-        owner, count = self.owners.of(x)
-        if name not in self.noise:
-            self.noise[name] = torch.randn(count, len(mean), generator=self.generator).to(mean.device)
-        return (mean + self.log_sigma[name].exp() * self.noise[name])[owner]
+    def changed(self, name: str, x: Tensor, out: Tensor, training: bool) -> Tensor:
+        """μ ∘ A x, or s ∘ A x with an s of its own for every question."""
+        scale = self.log_mean[name].exp()
+        if training:
+            owner, count = self.owners.of(x)
+            if name not in self.noise:
+                self.noise[name] = torch.randn(count, len(scale), generator=self.generator).to(scale.device)
+            scale = (scale + self.log_sigma[name].exp() * self.noise[name])[owner]  # [rows, L, r]
+        return out * scale.to(out.dtype)
 
     def kl(self) -> Tensor:
-        """KL[q(s) ‖ prior] in nats, over all layers."""
         pairs = ((self.log_mean[name].exp(), self.log_sigma[name].exp()) for name in self.modules)
         return sum(gaussian_kl(mean, sigma, self.settings.prior_sigma) for mean, sigma in pairs)
 
-    def penalty(self, step: int, steps: int) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.scale_lr * (1 - step / steps)
-        return self.settings.kl_weight / self.questions * self.kl()
-
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.questions = len(train_dataloader.dataset)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in (logs or {}):
-            with torch.no_grad():
-                share = torch.cat([(self.log_sigma[n] - self.log_mean[n]).exp() for n in self.modules]).mean()
-                now = {"scalabl_noise": float(share), "scalabl_kl": float(self.kl())}
-            self.history.append({"step": state.global_step, **now})
+    def size(self) -> Tensor:
+        """Mean of σ/μ."""
+        return torch.cat([(self.log_sigma[name] - self.log_mean[name]).exp() for name in self.modules]).mean()
 
     @torch.no_grad()
-    def fold(self) -> None:
+    def detach(self) -> None:
         """A ← diag(μ) A, so that the model without hooks is the one at the mean."""
         for name, module in self.modules.items():
             module.weight.mul_(self.log_mean[name].exp()[:, None])
 
-    def finish(self, run: Run) -> Run:
-        """The run with its posterior: A's rows, scaled by random numbers."""
-        spread = {
-            name: ((self.log_sigma[name] - self.log_mean[name]).exp().detach().cpu()[:, None] * run.weights[name])
-            for name in self.modules
-        }
-        points = sorted(run.weights.keys() - spread.keys())
-        facts = {"method": "scalabl", "points": points, "task": run.config["task"], "seed": run.config["seed"]}
-        history = sorted([*run.history, *self.history], key=lambda record: record["step"])
-        config = {**run.config, "method": "scalabl", "scalabl": asdict(self.settings)}
-        posterior = RowPosterior(dict(run.weights), spread, facts)
-        return replace(run, posterior=posterior, config=config, history=history)
+    def posterior(self, run: Run, facts: dict) -> RowPosterior:
+        """A's rows, scaled by random numbers."""
+        shares = {name: (self.log_sigma[name] - self.log_mean[name]).exp().detach().cpu() for name in self.modules}
+        spread = {name: share[:, None] * run.weights[name] for name, share in shares.items()}
+        return RowPosterior(dict(run.weights), spread, facts)
+
+
+@dataclass(frozen=True)
+class ScalablSettings(NoiseSettings):
+    """As :class:`NoiseSettings`; σ starts uniform in [ε/√2, ε]. The numbers are log μ and log σ."""
+
+    method: ClassVar[str] = "scalabl"
+    training: ClassVar[type] = ScalablTraining
+
+    prior_sigma: float = 1.0
+    start: float = 0.05
+    kl_weight: float = 1.0
+    noise_lr: float = 1e-2
 
 
 def scalabl(model: nn.Module, task: Task | Sequence[Question], **options) -> Run:
@@ -234,10 +168,7 @@ def scalabl(model: nn.Module, task: Task | Sequence[Question], **options) -> Run
     Raises:
         ValueError: a setting is out of its range; the model's LoRA is not plain pairs of matrices.
     """
-    names = {f.name for f in fields(ScalablSettings)}
-    settings = ScalablSettings(**{name: value for name, value in options.items() if name in names})
-    options = {name: value for name, value in options.items() if name not in names}
-    return finetune(model, task, optimizer="adamw", attachments=[settings], **options)
+    return ScalablSettings.finetune(model, task, options)
 
 
 def _make(bench: Bench) -> Result:

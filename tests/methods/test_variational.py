@@ -14,9 +14,10 @@ from ivon_lora_lite.evaluation import jacobian, visit_gradients
 from ivon_lora_lite.language import answer_logits
 from ivon_lora_lite.language.adapters import peft_config
 from ivon_lora_lite.methods import BlobSettings, RowPosterior, ScalablSettings, balanced, blob, scalabl, tfb
-from ivon_lora_lite.methods.blob import Owners, flipout, gaussian_kl
+from ivon_lora_lite.methods.blob import flipout
 from ivon_lora_lite.methods.scalabl import ScalablTraining
 from ivon_lora_lite.methods.tfb import largest_within
+from ivon_lora_lite.methods.variational import Owners, gaussian_kl
 from ivon_lora_lite.posterior import lora_layers, read_weights, reset_lora, trainable
 
 SHORT = {"steps": 6, "train_size": 8, "progress": False, "eval_every": 0, "seed": 3}
@@ -131,7 +132,7 @@ def test_blob_is_a_run_with_a_posterior_over_a(model, task, tmp_path):
     start = 0.3**4
     moved = torch.cat([v.flatten() for v in run.posterior.variance.values()])
     assert not ((moved >= start / 4) & (moved <= start)).all()  # G began in [ε/√2, ε]
-    assert [entry["blob_kl"] for entry in run.history if "blob_kl" in entry]
+    assert [entry["noise_kl"] for entry in run.history if "noise_kl" in entry]
     questions = task.test[:6]
     drawn = predict(run, questions, samples=3)
     assert drawn.logits.std(0).max() > 0

@@ -106,7 +106,7 @@ def metrics(out) -> dict:
 def test_everything_promised_is_written_and_nothing_else(demo):
     out = demo[0]
     assert {p.name for p in out.iterdir()} == {METRICS_FILE, "report.html", "adamw", "ivon", "predictions"}
-    adapter = {"adapter_model.safetensors", "adapter_config.json", "run.json"}
+    adapter = {"adapter_model.safetensors", "adapter_config.json", "run.json", "README.md"}
     assert {p.name for p in (out / "adamw").iterdir()} == adapter
     assert {p.name for p in (out / "ivon").iterdir()} == adapter | {"posterior.safetensors"}
     wanted = {f"{name}.safetensors" for name in (*FILES.values(), "tau-sweep")}

@@ -124,7 +124,7 @@ def test_plain_peft_and_transformers_read_the_folder_and_predict_at_the_mean(opt
 
 
 def test_the_folder_holds_what_it_should_and_says_how_the_run_was_made(runs, folders):
-    adapter = {"adapter_config.json", "adapter_model.safetensors", "run.json"}
+    adapter = {"adapter_config.json", "adapter_model.safetensors", "run.json", "README.md"}
     assert {p.name for p in folders["adamw"].iterdir()} == adapter
     assert {p.name for p in folders["ivon"].iterdir()} == adapter | {"posterior.safetensors"}
     facts = read_json(folders["ivon"] / "run.json")

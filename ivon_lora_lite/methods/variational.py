@@ -1,0 +1,172 @@
+"""What BLoB and ScalaBL share: noise in LoRA's A while it is trained, its own numbers, and their KL in the loss.
+
+The loss per question is  E_q[−log p(y|x)] + β/N · KL[q ‖ N(0, σ_p² I)].  β = 1 is the ELBO; it is a setting, because
+how much the KL weighs decides how much noise there is. LoRA's own weights belong to AdamW; the numbers of the noise to
+an Adam with a learning rate of its own, which decays linearly to 0.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..language import Question, Task, format_named
+from ..posterior import Posterior, lora_layers, trainable
+from ..training import Beside, Run, finetune
+
+
+class Owners:
+    """Which question of a batch every token belongs to, so that questions can have noise of their own."""
+
+    def __init__(self):
+        self.places: list[tuple[Tensor, Tensor]] = []
+        self.kept: Tensor | None = None
+        self.shape: tuple[int, int] = (0, 0)
+
+    def see(self, model: nn.Module, batch: dict, format: str) -> None:
+        """Take over a batch before the forward pass."""
+        kind = format_named(format)
+        self.places, self.kept = kind.tokens(model, batch), kind.kept(model, batch)
+        self.shape = kind.shape(model, batch)
+
+    def of(self, x: Tensor) -> tuple[Tensor, int]:
+        """The number of the question, for all tokens of a layer's input ``[rows, L, d]``, and how many there are."""
+        owner = torch.zeros(self.shape, dtype=torch.long)
+        for number, (rows, tokens) in enumerate(self.places):
+            owner[rows.cpu(), tokens.cpu()] = number
+        if x.shape[1] != owner.shape[1]:  # a layer that runs at some positions only, as the output layer does
+            owner = owner[:, self.kept.cpu()]
+        return owner.to(x.device), len(self.places)
+
+
+def gaussian_kl(mean: Tensor, sigma: Tensor, prior_sigma: float) -> Tensor:
+    """KL[N(m, diag σ²) ‖ N(0, σ_p² I)] in nats; differentiable."""
+    ratio = sigma / prior_sigma
+    return (0.5 * ((mean / prior_sigma).square() + ratio.square() - 1) - ratio.log()).sum()
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """How the noise is trained; a method says what its defaults are and what trains it.
+
+    Attributes:
+        prior_sigma: σ_p.
+        start: ε, from which the size of the noise begins.
+        kl_weight: β; 1 is the ELBO.
+        noise_lr: Adam's learning rate of the noise's numbers, decaying linearly to 0.
+    """
+
+    method: ClassVar[str]
+    training: ClassVar[type]
+
+    prior_sigma: float
+    start: float
+    kl_weight: float
+    noise_lr: float
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; expected a finite number above 0.")
+
+    @contextmanager
+    def attach(self, model: nn.Module, seed: int) -> Iterator["NoiseTraining"]:
+        """Within the context training has noise; it yields what trains it."""
+        training = self.training(model, self, seed)
+        hooks = [
+            module.register_forward_hook(
+                lambda m, args, out, name=name: training.changed(name, args[0], out, m.training)
+            )
+            for name, module in training.modules.items()
+        ]
+        try:
+            yield training
+        finally:
+            for hook in hooks:
+                hook.remove()
+            training.detach()
+
+    @classmethod
+    def finetune(cls, model: nn.Module, task: Task | Sequence[Question], options: dict) -> Run:
+        """:func:`finetune` with these settings; the options are of both."""
+        names = {f.name for f in fields(cls)}
+        settings = cls(**{name: value for name, value in options.items() if name in names})
+        others = {name: value for name, value in options.items() if name not in names}
+        return finetune(model, task, optimizer="adamw", attachments=[settings], **others)
+
+
+class NoiseTraining(Beside):
+    """The noise in the forward passes of training, and the Adam of its numbers.
+
+    Attributes:
+        modules: name of A → its module.
+        history: one dict per log.
+    """
+
+    def __init__(self, model: nn.Module, settings: NoiseSettings, seed: int):
+        self.settings, self.owners, self.questions = settings, Owners(), 1
+        self.generator = torch.Generator().manual_seed(seed)
+        names = {id(p): name for name, p in trainable(model).items()}
+        self.modules = {names[id(pair.a.weight)]: pair.a for pair in lora_layers(model).values()}
+        self.noise: dict[str, object] = {}
+        self.history: list[dict] = []
+        super().__init__(torch.optim.Adam(self.numbers(), lr=settings.noise_lr))
+
+    def numbers(self) -> list[Tensor]:
+        """Make the leaf tensors that are trained here, and list them."""
+        raise NotImplementedError
+
+    def changed(self, name: str, x: Tensor, out: Tensor, training: bool) -> Tensor:
+        """The output of a layer's A, with noise in training, for its input x ``[rows, L, d]``."""
+        raise NotImplementedError
+
+    def kl(self) -> Tensor:
+        """KL[q ‖ prior] in nats, over all layers."""
+        raise NotImplementedError
+
+    def size(self) -> Tensor:
+        """How large the noise is on average, for the log."""
+        raise NotImplementedError
+
+    def posterior(self, run: Run, facts: dict) -> Posterior:
+        """The run's posterior."""
+        raise NotImplementedError
+
+    def detach(self) -> None:
+        """What is left to do once the hooks are gone."""
+
+    def around_start(self, shape: tuple[int, ...]) -> Tensor:
+        """Uniform in [ε/√2, ε]."""
+        return self.settings.start * (2**-0.5 + (1 - 2**-0.5) * torch.rand(shape, generator=self.generator))
+
+    def see(self, model: nn.Module, batch: dict, format: str) -> None:
+        """A new batch gets new noise; a second pass over it (gradient checkpointing) meets the same."""
+        self.owners.see(model, batch, format)
+        self.noise = {}
+
+    def penalty(self, step: int, steps: int) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.noise_lr * (1 - step / steps)
+        return self.settings.kl_weight / self.questions * self.kl()
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self.questions = len(train_dataloader.dataset)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in (logs or {}):
+            with torch.no_grad():
+                now = {"noise_size": float(self.size()), "noise_kl": float(self.kl())}
+            self.history.append({"step": state.global_step, **now})
+
+    def finish(self, run: Run) -> Run:
+        """The run with its posterior."""
+        method = self.settings.method
+        points = sorted(run.weights.keys() - self.modules.keys())
+        facts = {"method": method, "points": points, "task": run.config["task"], "seed": run.config["seed"]}
+        history = sorted([*run.history, *self.history], key=lambda record: record["step"])
+        config = {**run.config, "method": method, method: asdict(self.settings)}
+        return replace(run, posterior=self.posterior(run, facts), config=config, history=history)
