@@ -139,5 +139,5 @@ def _make(bench: Bench) -> Result:
 
 
 TFB = Method("tfb", "+ TFB", "TFB: noise on AdamW's adapter, as much as validation questions bear", _make, "adamw")
-TFB_BLOB = Method("tfb@blob", "TFB on BLoB's mean", "TFB on BLoB's mean", _make, "blob")
-TFB_IVON = Method("tfb@ivon", "TFB on IVON's mean", "TFB on IVON's mean", _make, "ivon")
+TFB_BLOB = Method("tfb@blob", "TFB on BLoB's mean", "TFB: the same noise on BLoB's mean", _make, "blob")
+TFB_IVON = Method("tfb@ivon", "TFB on IVON's mean", "TFB: the same noise on IVON's mean", _make, "ivon")
