@@ -443,7 +443,7 @@ def test_the_papers_preset_brings_its_length_format_and_evaluations(tiny_folder,
     assert seen["steps"] == 200 and "output_dir" not in seen
     # demo shares the options, not these defaults
     demo = build_parser().parse_args(["demo"])
-    assert (demo.steps, demo.format) == (200, "text")
+    assert (demo.steps, demo.format) == (500, "text")
 
 
 @pytest.mark.slow
