@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-DEMO = ROOT / "data" / "runs" / "everyday-demo"
-SWEEPS = ROOT / "data" / "runs" / "sweeps"
+DEMO = ROOT / "data" / "runs" / "demo"
 TABLE1 = ROOT / "data" / "runs" / "table1"
 MARKS = "<!-- {} table, made by docs/refresh.py -->", "<!-- end of {} table -->"
 METRICS = ("acc", "ece", "nll", "brier")
@@ -37,9 +36,10 @@ def demo_table() -> str:
         f"`{config['task']}`, {config['steps']} steps of {config['batch_size']}, {config['questions']} test questions; "
         f"mean ± standard error over seeds {', '.join(map(str, summary['seeds']))}; ECE with 10 bins; AdamW lr "
         f"{settings['adamw']['lr']:g}, IVON lr {settings['ivon']['lr']:g}, λ {settings['ivon']['ess']:g}, h₀ "
-        f"{settings['ivon']['hess_init']:g}; {made['device']}, {min(minutes):.0f}–{max(minutes):.0f} minutes "
-        f"a seed (on a busy machine), {made['date']}. `python -m ivon_lora_lite demo --seeds "
-        f"{' '.join(map(str, summary['seeds']))} --out data/runs/everyday-demo --no-weights --no-report` makes it.",
+        f"{settings['ivon']['hess_init']:g}, β₂ {settings['ivon']['beta2']:g}, ξ "
+        f"{settings['ivon']['clip_radius']:g}; {made['device']}, {min(minutes):.0f}–{max(minutes):.0f} minutes a seed "
+        f"(on a busy machine), {made['date']}. `python -m ivon_lora_lite demo --seeds "
+        f"{' '.join(map(str, summary['seeds']))} --out data/runs/demo --no-weights --no-report` makes it.",
     ]
     return "\n".join(lines)
 
@@ -91,19 +91,15 @@ def readme(text: str) -> str:
 
 
 def picture(path: Path) -> None:
-    """The τ trade-off over tasks and seeds, from the recorded demo and sweeps."""
+    """The τ trade-off over seeds, from the recorded demo."""
     from ivon_lora_lite import TauSweep
     from ivon_lora_lite.plots import seeds_figure
 
-    demo = sorted(DEMO.glob("seed*"))
-    sweeps = {"everyday, 200 steps": [TauSweep.load(f / "predictions" / "tau-sweep.safetensors") for f in demo]}
-    records = [json.loads((f / "metrics.json").read_text()) for f in demo]
-    adamw = {"everyday, 200 steps": [record["scores"]["AdamW"] for record in records]}
-    for task, title in (("everyday", "everyday, 400 steps"), ("arc_easy", "ARC-Easy")):
-        folders = sorted(SWEEPS.glob(f"{task}-seed*"))
-        sweeps[title] = [TauSweep.load(f / "sweep.safetensors") for f in folders]
-        adamw[title] = [json.loads((f / "run.json").read_text())["scores"]["adamw"] for f in folders]
-    seeds_figure(sweeps, adamw).write_image(path, width=1000, scale=2)
+    folders = sorted(DEMO.glob("seed*"))
+    sweeps = [TauSweep.load(folder / "predictions" / "tau-sweep.safetensors") for folder in folders]
+    adamw = [json.loads((folder / "metrics.json").read_text())["scores"]["AdamW"] for folder in folders]
+    figure = seeds_figure({"everyday": sweeps}, {"everyday": adamw})
+    figure.write_image(path, width=1000, height=330, scale=2)
 
 
 if __name__ == "__main__":

@@ -24,16 +24,21 @@ def test_readme_table_is_the_recorded_one():
     assert refresh().readme(README) == README
 
 
-def test_summary_is_that_of_the_recorded_seeds():
-    folder = RUNS / "everyday-demo"
+DEMOS = ("everyday-demo", "demo")  # of the first and of the second edition of the questions
+
+
+@pytest.mark.parametrize("demo", DEMOS)
+def test_summary_is_that_of_the_recorded_seeds(demo):
+    folder = RUNS / demo
     recorded = json.loads((folder / "summary.json").read_text())
     assert recorded == json.loads(json.dumps(summarize([folder / f"seed{seed}" for seed in recorded["seeds"]])))
     assert len(recorded["seeds"]) >= 3
 
 
+@pytest.mark.parametrize("demo", DEMOS)
 @pytest.mark.parametrize("seed", [21, 42, 87])
-def test_recorded_scores_follow_from_the_recorded_logits(seed):
-    folder = RUNS / "everyday-demo" / f"seed{seed}"
+def test_recorded_scores_follow_from_the_recorded_logits(seed, demo):
+    folder = RUNS / demo / f"seed{seed}"
     record = json.loads((folder / METRICS_FILE).read_text())
     names = {"before training": "before-training", "AdamW": "adamw", "IVON@mean": "ivon-mean", "IVON": "ivon"}
     for method, name in names.items():
@@ -43,9 +48,7 @@ def test_recorded_scores_follow_from_the_recorded_logits(seed):
 
 
 def test_the_recorded_demo_used_the_presets_and_the_demos_own_sizes():
-    record = json.loads((RUNS / "everyday-demo" / "seed21" / METRICS_FILE).read_text())
-    if record["config"]["task"] == "everyday":
-        pytest.skip("recorded on the first edition of everyday, with the demo of its time")
+    record = json.loads((RUNS / "demo" / "seed21" / METRICS_FILE).read_text())
     for optimizer in ("ivon", "adamw"):
         assert record["settings"][optimizer] == hyperparameters(optimizer, "small", "everyday", DEMO["steps"])
     assert {k: record["config"][k] for k in ("steps", "train_size", "batch_size", "samples", "task")} == {
