@@ -96,8 +96,9 @@ def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: b
         **_settings(args, model, task, usual, say),
     )  # fmt: skip
     if first:  # all processes have the same weights: one writes and evaluates
-        finished = _with_threshold(args, finished, task)
         write_or_keep(lambda folder: save_run(finished, folder), out)
+        finished = _with_threshold(args, finished, task)
+        save_run(finished, out, overwrite=True)
         write_card(out, finished.config, _report(args, finished, task))
         written = "adapter and its posterior are" if finished.posterior else "adapter is"
         print(f"{finished.seconds:.0f} s of training. The {written} in {out}/")

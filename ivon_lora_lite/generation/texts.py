@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -153,7 +152,7 @@ def _written(model: nn.Module, rows: list[list[int]], settings: dict) -> list[st
     for r, own in enumerate(rows):  # padding on the left: a text begins where its prompt ends
         ids[r, length - len(own) :] = torch.tensor(own)
         mask[r, length - len(own) :] = 1
-    with precision(model) if model.dtype != torch.float32 else nullcontext():
+    with precision(model):
         out: Tensor = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **settings
         )  # [rows, length + new]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..posterior import GaussianPosterior, applied_weights, lora_parameters, read_weights, restored, trainable
 from ..training import choose_sigma
 from .laplace_approximation import prior_precision
-from .tfb import RANGE, balanced, largest_within
+from .tfb import RANGE, balanced, largest_within, noisy
 
 METHODS_OF_FIT = ("tfb", "laplace_diag", "isotropic")
 Loss = Callable[[nn.Module, object], Tensor]
@@ -76,22 +76,17 @@ def fit_posterior(
 
 def _tfb(model: nn.Module, loss: Loss, parts: list, tolerance: float, samples: int, seed: int) -> GaussianPosterior:
     weights, inverse = balanced(model, read_weights(model))
-    facts = {"method": "tfb", "points": sorted(weights.keys() - inverse.keys()), "tolerance": tolerance}
-
-    def posterior(sigma_q: float) -> GaussianPosterior:
-        variance = {name: (sigma_q * r).square().expand_as(weights[name]).contiguous() for name, r in inverse.items()}
-        return GaussianPosterior(weights, variance, {**facts, "sigma_q": sigma_q})
-
+    facts = {"tolerance": tolerance}
     before = float(_mean_loss(model, loss, parts))
 
     def rise(sigma_q: float) -> float:
         total = 0.0
         for s in range(samples):
-            with applied_weights(model, posterior(sigma_q).sample(seed + s)):
+            with applied_weights(model, noisy(weights, inverse, sigma_q, facts).sample(seed + s)):
                 total += float(_mean_loss(model, loss, parts)) / samples
         return (total - before) / max(abs(before), 1e-12)
 
-    return posterior(largest_within(rise, tolerance, *RANGE, 8))
+    return noisy(weights, inverse, largest_within(rise, tolerance, *RANGE, 8), facts)
 
 
 def _laplace(model: nn.Module, loss: Loss, parts: list, precision: float | None) -> GaussianPosterior:

@@ -24,7 +24,7 @@ from ..posterior import GaussianPosterior, lora_layers, trainable
 from ..training import Run
 from .base import Bench, Method, Result, numbers_per_weight
 
-RANGE = (1e-3, 1.0)  # of σ_q
+RANGE = (1e-5, 1.0)  # of σ_q
 LABELS, CRITERIA = ("own", "true"), ("nll", "acc")
 SMALLEST = 1e-6  # of d_i relative to the largest: rows of A' that B' ignores
 
@@ -40,6 +40,15 @@ def balanced(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str,
         weights[a] = (right @ weights[a].double()).float()
         inverse[a] = 1 / d.clamp(min=max(SMALLEST * float(d.max()), 1e-12)).float()[:, None]
     return weights, inverse
+
+
+def noisy(
+    weights: Mapping[str, Tensor], inverse: Mapping[str, Tensor], sigma_q: float, facts: Mapping[str, object]
+) -> GaussianPosterior:
+    """N(A', (σ_q/d)²) around :func:`balanced` weights, with B' a point."""
+    variance = {name: (sigma_q * r).square().expand_as(weights[name]).contiguous() for name, r in inverse.items()}
+    points = sorted(weights.keys() - inverse.keys())
+    return GaussianPosterior(weights, variance, {**facts, "method": "tfb", "points": points, "sigma_q": sigma_q})
 
 
 def largest_within(change: Callable[[float], float], tolerance: float, low: float, high: float, halvings: int) -> float:
@@ -99,25 +108,21 @@ def tfb(
         if value not in known:
             raise ValueError(f"There is no {name} {value!r}. Known: {', '.join(known)}.")
     weights, inverse = balanced(run.model, run.weights)
-    points = sorted(weights.keys() - inverse.keys())
-    facts = {"method": "tfb", "points": points, "task": run.config["task"], "anchors": len(anchors)}
-    facts |= {"tolerance": tolerance, "criterion": criterion, "labels": labels}
-
-    def posterior(sigma_q: float) -> GaussianPosterior:
-        variance = {name: (sigma_q * r).square().expand_as(weights[name]).contiguous() for name, r in inverse.items()}
-        return GaussianPosterior(weights, variance, {**facts, "sigma_q": sigma_q})
-
+    facts = {"task": run.config["task"], "anchors": len(anchors), "tolerance": tolerance}
+    facts |= {"criterion": criterion, "labels": labels}
     options = {"batch_size": batch_size, "progress": progress}
     at_mean = predict(replace(run, posterior=None), anchors, **options)
     answers = at_mean.labels if labels == "true" else at_mean.ensemble().argmax(-1)
     before = _loss(at_mean, answers, criterion)
 
     def change(sigma_q: float) -> float:
-        drawn = predict(run, anchors, posterior=posterior(sigma_q), samples=samples, seed=seed, **options)
+        drawn = predict(
+            run, anchors, posterior=noisy(weights, inverse, sigma_q, facts), samples=samples, seed=seed, **options
+        )
         rise = _loss(drawn, answers, criterion) - before
         return rise / max(before, 1e-12) if criterion == "nll" else rise
 
-    found = posterior(largest_within(change, tolerance, *RANGE, halvings))
+    found = noisy(weights, inverse, largest_within(change, tolerance, *RANGE, halvings), facts)
     return replace(run, weights=weights, posterior=found, config={**run.config, "method": "tfb"})
 
 

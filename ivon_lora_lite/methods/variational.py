@@ -6,6 +6,7 @@ an Adam with a learning rate of its own, which decays linearly to 0.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -99,7 +100,7 @@ class NoiseSettings:
         return finetune(model, task, optimizer="adamw", attachments=[settings], **others)
 
 
-class NoiseTraining(Beside):
+class NoiseTraining(Beside, ABC):
     """The noise in the forward passes of training, and the Adam of its numbers.
 
     Attributes:
@@ -116,25 +117,25 @@ class NoiseTraining(Beside):
         self.history: list[dict] = []
         super().__init__(torch.optim.Adam(self.numbers(), lr=settings.noise_lr))
 
+    @abstractmethod
     def numbers(self) -> list[Tensor]:
         """Make the leaf tensors that are trained here, and list them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def changed(self, name: str, x: Tensor, out: Tensor, training: bool) -> Tensor:
         """The output of a layer's A, with noise in training, for its input x ``[rows, L, d]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kl(self) -> Tensor:
         """KL[q ‖ prior] in nats, over all layers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size(self) -> Tensor:
         """How large the noise is on average, for the log."""
-        raise NotImplementedError
 
+    @abstractmethod
     def posterior(self, run: Run, facts: dict) -> Posterior:
         """The run's posterior."""
-        raise NotImplementedError
 
     def detach(self) -> None:
         """What is left to do once the hooks are gone."""

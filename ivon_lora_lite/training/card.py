@@ -1,5 +1,6 @@
 """A run's model card: what it is, how good it is, and how to load it with and without this package."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def write_card(folder: Path, config: Mapping, scores: Mapping[str, Scores] | Non
     listed = [f"{words} {config[name]}" for name, words in facts.items() if name in config]
     listed += [f"{name} {value:g}" for name, value in config.get("settings", {}).items() if _number(value)]
     parts = [
-        f"---\nbase_model: {base}\nlibrary_name: peft\ntags:\n- lora\n- {method}\n- ivon-lora-lite\n---",
+        f"---\nbase_model: {json.dumps(str(base))}\nlibrary_name: peft\n"
+        f"tags:\n- lora\n- {method}\n- ivon-lora-lite\n---",
         f"# LoRA for {config['task']}, trained with {method}",
         f"{base} with LoRA; answer format `{config['format']}`; {', '.join(listed)}.",
         _table(scores) if scores else "",

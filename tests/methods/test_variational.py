@@ -40,6 +40,13 @@ def randomise(model, seed=0):
             p.copy_(0.3 * torch.randn(p.shape, generator=generator))
 
 
+def train_without_dropout(model):
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
 # ------------------------------------------------------------------------------------------------ BLoB
 
 
@@ -94,10 +101,7 @@ def test_noise_is_there_in_training_only_and_the_same_in_a_second_pass(model, ta
     batch = collate(task.train[:2], model.tokenizer, "text")
     with BlobSettings(start=0.5).attach(model, seed=1) as training:
         training.see(model, batch, "text")
-        model.train()
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        train_without_dropout(model)
         one, again = (answer_logits(model, batch) for _ in range(2))
         training.see(model, batch, "text")
         other = answer_logits(model, batch)
@@ -113,10 +117,7 @@ def test_a_single_question_sees_one_plain_draw(model, task):
     batch = collate(task.train[:1], model.tokenizer, "text")
     with BlobSettings(start=0.5).attach(model, seed=1) as training:
         training.see(model, batch, "text")
-        model.train()
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        train_without_dropout(model)
         noisy = answer_logits(model, batch)
         noise = {name: (training.g[name].square() * e) * (r.T * s) for name, (e, s, r) in training.noise.items()}
     with torch.no_grad():

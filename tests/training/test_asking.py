@@ -89,6 +89,17 @@ def test_the_command_asks_one_or_a_file(tiny_folder, tmp_path, capsys):
     assert "row 1: it has 1 choices" in capsys.readouterr().err
 
 
+def test_a_run_is_saved_before_its_threshold_is_chosen(tiny_folder, tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise FloatingPointError("the draws are too wide")
+
+    monkeypatch.setattr("ivon_lora_lite.training.with_threshold", broken)
+    common = ["--model", str(tiny_folder), "--steps", "2", "--quiet", "--train-size", "8", "--samples", "2"]
+    assert main(["finetune", *common, "--out", str(tmp_path / "run")]) == 2
+    assert "the draws are too wide" in capsys.readouterr().err
+    assert len(load_run(tmp_path / "run").history) > 0
+
+
 def test_a_run_on_classes_knows_its_choices(tiny_folder, tmp_path, capsys):
     rows = [f"I {'love' if i % 2 else 'hate'} it {i},{'good' if i % 2 else 'bad'}" for i in range(10)]
     (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]))
