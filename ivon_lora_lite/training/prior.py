@@ -2,7 +2,7 @@
 
     λ = γ √N,  γ = 5000        v₀ᵢ = mean(m² + v) of each matrix i,  δᵢ = 1/(λ v₀ᵢ)   (after Graves 2011)
 
-The paper says how the prior's variance is found, not when; here it follows the matrix after every step.
+The prior for each matrix is a reconstruction; that it follows the matrix after every step is a choice made here.
 """
 
 import math
