@@ -13,7 +13,7 @@ def add(commands) -> None:
     p.add_argument("--hub", help=HUB)
     p.add_argument("--test-size", type=positive, help="use only this many test questions (default: all)")
     p.add_argument("--samples", type=count, default=10, help="draws; 0 is the mean (default: 10)")
-    p.add_argument("--tau", type=float, default=1.0, help="scale of the posterior variance (default: 1)")
+    p.add_argument("--tau", type=float, help="scale of the posterior variance (default: what the run chose, else 1)")
     p.add_argument("--seed", type=int, default=0, help="of the draws")
     p.add_argument("--save", type=Path, help="write the logits [S, N, C] to this file")
     p.add_argument("--abstain", type=float, metavar="SHARE", help="answer only this share; list what a person should")
@@ -25,7 +25,7 @@ def add(commands) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..evaluation import abstain, predict, score, shift_detection
     from ..language import load_task, name_in_record
-    from ..training import load_run
+    from ..training import load_run, tau_of
 
     if args.save and args.task and len(args.task) > 1:
         raise ValueError("--save writes the logits of one task: give one --task.")
@@ -33,13 +33,14 @@ def run(args: argparse.Namespace) -> None:
     own = name_in_record(run.config["task"])
     known = {own: run.config["data"]} if "data" in run.config else {}  # your own questions: how they were read
     samples = args.samples if run.posterior is not None else 0
-    how = f"{samples} draws, τ = {args.tau:g}" if samples else "at the mean" if run.posterior else "one point"
+    tau = tau_of(run) if args.tau is None else args.tau
+    how = f"{samples} draws, τ = {tau:g}" if samples else "at the mean" if run.posterior else "one point"
     found = {}
     for name in args.task or [own]:
         data = dict(known.get(name, {"path": name}))
         task = load_task(data.pop("path"), hub=args.hub, **data)
         questions = task.test[: args.test_size]
-        predictions = predict(run, questions, samples=samples, tau=args.tau, seed=args.seed, progress=not args.quiet)
+        predictions = predict(run, questions, samples=samples, tau=tau, seed=args.seed, progress=not args.quiet)
         print(f"{name if name in known else task.name}, {how}: {score(predictions, bins=args.bins)}")
         found[name if name in known else task.name] = predictions
         if args.abstain:

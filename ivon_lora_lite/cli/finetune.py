@@ -17,7 +17,7 @@ from .options import (
     training_options,
 )
 
-MOST_HELD_OUT = 100  # validation questions on which the threshold of `ask` is chosen
+MOST_HELD_OUT = 100  # validation questions on which τ and the threshold of `ask` are chosen
 
 
 def add(commands) -> None:
@@ -50,6 +50,10 @@ def add(commands) -> None:
         "--coverage", type=float, default=0.8,
         help="share of validation questions that `ask` should answer, the rest is for a person (default: 0.8; 0: none)",
     )  # fmt: skip
+    p.add_argument(
+        "--choose-tau", nargs="?", const="nll", choices=("nll", "ece", "brier", "acc"), metavar="METRIC",
+        help="choose τ on validation questions by this metric (without a name: nll)",
+    )  # fmt: skip
     bins_option(p)
     p.add_argument("--targets", nargs="+", metavar="NAME", help="layers that LoRA goes on (default: query and value)")
     p.add_argument("--out", type=Path, help="folder for adapter and posterior (default: outputs/TASK-OPTIMIZER)")
@@ -64,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
     check_choices(args.optimizer, usual["format"])
     if args.suggest and (args.optimizer != "ivon" or args.ess is not None):
         raise ValueError("--suggest chooses IVON's λ: leave it, or --ess and --optimizer, out.")
+    if args.choose_tau and (args.optimizer != "ivon" or not args.samples):
+        raise ValueError("--choose-tau is about the draws of IVON: leave it, or --optimizer and --samples 0, out.")
     name = args.data or args.task
     hyperparameters(args.optimizer, args.preset, name)  # refuse an unknown one before anything is loaded
     gates, lora = _gates(args), LoraSettings(r=args.rank, targets=tuple(args.targets) if args.targets else None)
@@ -97,21 +103,24 @@ def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: b
     )  # fmt: skip
     if first:  # all processes have the same weights: one writes and evaluates
         write_or_keep(lambda folder: save_run(finished, folder), out)
-        finished = _with_threshold(args, finished, task)
+        finished = _with_choices(args, finished, task)
         save_run(finished, out, overwrite=True)
         write_card(out, finished.config, _report(args, finished, task))
         written = "adapter and its posterior are" if finished.posterior else "adapter is"
         print(f"{finished.seconds:.0f} s of training. The {written} in {out}/")
 
 
-def _with_threshold(args: argparse.Namespace, finished, task):
-    """The run with a confidence below which it abstains, if there are validation questions to choose it on."""
-    from ..training import with_threshold
+def _with_choices(args: argparse.Namespace, finished, task):
+    """The run with its τ and a confidence below which it abstains, if there are validation questions to choose on."""
+    from ..training import with_tau, with_threshold
 
-    if not args.coverage or not task.validation:
+    held_out, options = task.validation[:MOST_HELD_OUT], {"samples": args.samples, "progress": not args.quiet}
+    if not held_out:
         return finished
-    held_out = task.validation[:MOST_HELD_OUT]
-    return with_threshold(finished, held_out, args.coverage, samples=args.samples, progress=not args.quiet)
+    if args.choose_tau:
+        finished = with_tau(finished, held_out, args.choose_tau, **options)
+        print(finished.config["tau"]["why"], flush=True)
+    return with_threshold(finished, held_out, args.coverage, **options) if args.coverage else finished
 
 
 def _gates(args: argparse.Namespace):
@@ -155,6 +164,7 @@ def _settings(args: argparse.Namespace, model, task, usual: dict, say) -> dict:
 def _report(args: argparse.Namespace, finished, task) -> dict:
     """Print scores on validation along training, and on test questions; returns the latter, by how they were made."""
     from ..evaluation import METRICS, predict, score
+    from ..training import tau_of
 
     for record in finished.history:
         if "eval_nll" in record:
@@ -164,9 +174,9 @@ def _report(args: argparse.Namespace, finished, task) -> dict:
     title = "IVON@mean" if args.optimizer == "ivon" else "AdamW"
     found = {title: score(predict(finished, questions, progress=not args.quiet), bins=args.bins)}
     print(f"{title}: {found[title]}", flush=True)
-    if args.optimizer == "ivon" and args.samples:
-        draws = predict(finished, questions, samples=args.samples, progress=not args.quiet)
-        title = f"IVON, {args.samples} draws"
+    for tau in sorted({1.0, tau_of(finished)} - {0.0}) if args.optimizer == "ivon" and args.samples else ():
+        draws = predict(finished, questions, samples=args.samples, tau=tau, progress=not args.quiet)
+        title = f"IVON, {args.samples} draws" + ("" if tau == 1 else f", τ = {tau:g}")
         found[title] = score(draws, bins=args.bins)
         print(f"{title}: {found[title]}")
     if finished.gates is not None:

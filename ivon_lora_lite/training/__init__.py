@@ -7,7 +7,7 @@
   `suggest.py`, `cost_of_noise.py`: λ and β₂ from a measurement.
 """
 
-from .asking import Answer, ask, question_for, with_threshold
+from .asking import Answer, ask, question_for, tau_of, with_tau, with_threshold
 from .beside import Beside
 from .callbacks import Bar, Evaluation
 from .card import CARD, write_card

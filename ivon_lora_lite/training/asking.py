@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..evaluation import COVERAGE, Trained, abstain, mutual_information, predict
+from ..evaluation import COVERAGE, Trained, abstain, choose_tau, mutual_information, predict, tau_sweep
 from ..language import Question, letter_prompt
 
 SAMPLES = 10
+TAUS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # among which a run chooses its own
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def ask(
     questions: Sequence[Question],
     *,
     samples: int = SAMPLES,
-    tau: float = 1.0,
+    tau: float | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> list[Answer]:
@@ -113,8 +114,10 @@ def ask(
     Args:
         run: a finished run.
         questions: from :func:`question_for`, or of a task.
-        samples, tau, seed, progress: as in :func:`predict`.
+        samples, seed, progress: as in :func:`predict`.
+        tau: scale of the posterior's covariance. Default: what the run chose (:func:`with_tau`), else 1.
     """
+    tau = tau_of(run) if tau is None else tau
     at_mean = predict(run, questions, progress=progress).probabilities[0]
     drawn = at_mean[None]
     if run.posterior is not None:
@@ -159,6 +162,8 @@ def with_threshold(
 ) -> Trained:
     """A run that knows below which confidence it abstains, chosen so that it answers a share of labelled questions.
 
+    Its draws have the τ that it chose (:func:`with_tau`), else 1.
+
     Args:
         run: a finished run.
         questions: validation questions.
@@ -167,8 +172,42 @@ def with_threshold(
     Returns:
         The run with ``config["abstain"]``: coverage, threshold, and accuracy there.
     """
-    drawn = predict(run, questions, samples=samples if run.posterior is not None else 0, progress=progress)
+    count = samples if run.posterior is not None else 0
+    drawn = predict(run, questions, samples=count, tau=tau_of(run), progress=progress)
     decision = abstain(drawn, coverage)
     facts = {"coverage": coverage, "threshold": round(1 - decision.threshold, 6), "questions": len(questions)}
     facts |= {"accuracy": decision.accuracy, "accuracy_of_all": decision.accuracy_of_all}
     return replace(run, config={**run.config, "abstain": facts})
+
+
+def tau_of(run: Trained) -> float:
+    """The τ that a run chose, else 1."""
+    return run.config.get("tau", {}).get("value", 1.0)
+
+
+def with_tau(
+    run: Trained,
+    questions: Sequence[Question],
+    objective: str = "nll",
+    *,
+    samples: int = SAMPLES,
+    progress: bool = False,
+) -> Trained:
+    """A run that knows at which τ its draws predict best, chosen on labelled questions among 0, ¼, ½, 1, 1½ and 2.
+
+    Choose it before the threshold of :func:`with_threshold`, which depends on it.
+
+    Args:
+        run: a finished run with a posterior.
+        questions: validation questions.
+        objective: ``"nll"``, ``"ece"``, ``"brier"`` or ``"acc"``.
+        samples: draws at each τ.
+
+    Returns:
+        The run with ``config["tau"]``: its value, the objective, the number of questions, and a sentence about the
+        trade-off.
+    """
+    sweep = tau_sweep(run, questions, taus=TAUS, samples=samples, progress=progress)
+    value, why = choose_tau(sweep, objective)
+    facts = {"value": value, "objective": objective, "questions": len(questions), "why": why}
+    return replace(run, config={**run.config, "tau": facts})

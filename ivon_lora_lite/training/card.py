@@ -43,6 +43,7 @@ def write_card(folder: Path, config: Mapping, scores: Mapping[str, Scores] | Non
         f"# LoRA for {config['task']}, trained with {method}",
         f"{base} with LoRA; answer format `{config['format']}`; {', '.join(listed)}.",
         _table(scores) if scores else "",
+        config["tau"]["why"] if "tau" in config else "",
         _abstaining(config["abstain"]) if "abstain" in config else "",
         "## How to load it",
         "The folder is a PEFT adapter, at the mean of its posterior:" if posterior else "The folder is a PEFT adapter:",

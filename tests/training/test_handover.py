@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import peft
 import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
 
-from ivon_lora_lite import finetune, load_model, load_run, load_task, predict
+from ivon_lora_lite import finetune, load_model, load_run, load_task, predict, score
 from ivon_lora_lite.cli import main
+from ivon_lora_lite.training import ask
+from ivon_lora_lite.training.asking import TAUS
 
 SHORT = {"steps": 2, "train_size": 8, "progress": False, "eval_every": 0}
 
@@ -70,9 +74,36 @@ def test_the_card_says_what_it_is_and_how_good(tiny_folder, tmp_path, capsys):
     assert card.data.base_model == str(tiny_folder) and card.data.library_name == "peft" and "ivon" in card.data.tags
     acc = printed[printed.index("IVON, 2 draws: ACC ") :].split()[4]
     assert f"| IVON, 2 draws | {acc} |" in card.text and "a person should answer" in card.text
-    assert 'run.save_draw("draw", seed=0)' in card.text
+    assert 'run.save_draw("draw", seed=0)' in card.text and "τ = " not in card.text
     run = load_run(out)
     again = finetune(run.model, load_task("everyday@1"), optimizer="adamw", **SHORT)
     again.save(tmp_path / "adamw")
     text = (tmp_path / "adamw" / "README.md").read_text("utf8")
     assert "posterior" not in text and "AutoPeftModelForCausalLM" in text
+
+
+def test_a_chosen_temperature_is_in_the_card_and_is_what_the_run_predicts_with(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    common = ["--model", str(tiny_folder), "--steps", "2", "--quiet", "--train-size", "8", "--test-size", "4"]
+    command = ["finetune", *common, "--samples", "2", "--ess", "100", "--choose-tau", "brier", "--out", str(out)]
+    assert main(command) == 0
+    printed, run = capsys.readouterr().out, load_run(out)
+    chosen = run.config["tau"]
+    assert chosen["objective"] == "brier" and chosen["questions"] == 100
+    assert chosen["why"] in printed and chosen["why"] in (out / "README.md").read_text("utf8")
+    assert chosen["why"].startswith(f"τ = {chosen['value']:g} ")
+
+    held_out = load_task("everyday").validation[:100]
+    taus = {tau: score(predict(run, held_out, samples=2, tau=tau))["brier"] for tau in TAUS}
+    assert min(taus, key=taus.get) == chosen["value"]
+
+    pinned = replace(run, config={**run.config, "tau": {"value": 0.5}})  # whatever it chose: another one than 1
+    question = held_out[:1]
+    by_default, *asked = [ask(pinned, question, samples=2, tau=tau)[0] for tau in (None, 0.5, 1)]
+    assert torch.equal(by_default.draws, asked[0].draws) and not torch.equal(by_default.draws, asked[1].draws)
+
+
+def test_a_temperature_is_chosen_for_draws_only(tiny_folder, tmp_path, capsys):
+    command = ["finetune", "--model", str(tiny_folder), "--out", str(tmp_path / "run"), "--choose-tau"]
+    assert main([*command, "--optimizer", "adamw"]) == 2 and "about the draws of IVON" in capsys.readouterr().err
+    assert main([*command, "--samples", "0"]) == 2
