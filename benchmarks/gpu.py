@@ -1,22 +1,24 @@
 """What a GPU makes of it: cost per step in Llama-2-7B's shapes, draws against the mean, and long runs of SmolLM2-135M.
 
-    python benchmarks/gpu.py                        every part that is not finished yet
-    python benchmarks/gpu.py --parts profile        one of them
-    python benchmarks/gpu.py --dry-run              every part on a CPU, with a tiny model, in seconds; nothing is kept
+    python benchmarks/gpu.py                             every part that is not finished yet
+    python benchmarks/gpu.py --parts profile evaluation  some of them
+    python benchmarks/gpu.py --dry-run                   every part on a CPU, with a tiny model; nothing is kept
 
 Each part stays below --minutes and becomes one file in data/runs/gpu-DEVICE/; a finished part is not repeated. A part
 that ran out of time goes on from its checkpoint in the next call (exit code 3 says that there is one).
 
-    optimizer      draw, restore and step alone, as benchmarks/optimizer.py measures it
-    profile        milliseconds of forward+backward, sampling and step for AdamW, ivon-opt and IVON, batches of 4;
-                   peak memory of each; the same for IVON with gradient checkpointing
-    evaluation     10 draws against the mean
-    TASK-OPTIMIZER SmolLM2-135M, 10,000 steps on `everyday` and ARC-Easy with AdamW and IVON: scores and a τ sweep
+    optimizer    draw, restore and step alone, as benchmarks/optimizer.py measures it
+    profile      milliseconds of forward+backward, sampling and step for AdamW, ivon-opt and IVON, batches of 4; peak
+                 memory of each; the same for IVON with gradient checkpointing
+    evaluation   10 draws against the mean, one by one and in one pass, batches of 4 and of 64
+    runs         SmolLM2-135M, 2,500 steps of 4 on `everyday` with AdamW and IVON, three seeds each, --jobs of them side
+                 by side: scores of all test questions
 
-`profile` and `evaluation` take random weights in Llama-2-7B's shapes, in 8 bits, and questions of `everyday` as
-prompts of the letter format, which are about as long as WinoGrande's. They say what it costs and nothing about quality.
-Random weights have few of the outliers that LLM.int8 computes apart, so a trained model may be somewhat slower.
-Where time is taken within a step the GPU is waited for; a `whole` step is one of several in a row, without waiting.
+`profile` and `evaluation` take random weights in Llama-2-7B's shapes, in 8 bits if bitsandbytes is there and else in
+bf16, and questions of `everyday` as prompts of the letter format, which are about as long as WinoGrande's. They say
+what it costs and nothing about quality. Random weights have few of the outliers that LLM.int8 computes apart, so a
+trained model may be somewhat slower. Where time is taken within a step the GPU is waited for; a `whole` step is one of
+several in a row, without waiting. CONTRIBUTING.md says how to spend a quarter of an hour on a GPU.
 """
 
 import argparse
@@ -24,10 +26,12 @@ import os
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -50,15 +54,20 @@ from ivon_lora_lite import (
     predict,
     reset_lora,
     score,
-    tau_sweep,
 )
 from ivon_lora_lite.files import provenance, write_json
 from ivon_lora_lite.language import LLAMA_2_7B, TINY, models, random_llama
+from ivon_lora_lite.language.hardware import bitsandbytes_found
 
-RUNS = [(task, optimizer) for task in ("everyday", "arc_easy") for optimizer in ("adamw", "ivon")]
-PARTS = ["optimizer", "profile", "evaluation", *(f"{task}-{optimizer}" for task, optimizer in RUNS)]
+RUNS = [(optimizer, seed) for seed in (21, 42, 87) for optimizer in ("adamw", "ivon")]
 PAPER = {"forward_backward": 316.3, "sampling": 1.8, "step": 1.0}  # ms, Cong et al. (2024), one RTX 6000 Ada
-TAUS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def run_name(optimizer: str, seed: int) -> str:
+    return f"{optimizer}-seed{seed}"
+
+
+PARTS = ["optimizer", "profile", "evaluation", *(run_name(*which) for which in RUNS)]
 
 
 class Unavailable(Exception):
@@ -85,7 +94,7 @@ class Sizes:
     samples: int
 
 
-REAL = Sizes(LLAMA_2_7B, torch.float16, 20, 10, 64, 10_000, 1_000, None, None, 10)
+REAL = Sizes(LLAMA_2_7B, torch.bfloat16, 20, 10, 64, 2_500, 500, None, None, 10)
 DRY = Sizes(TINY, torch.float32, 2, 1, 4, 4, 2, 8, 4, 3)
 
 
@@ -96,9 +105,8 @@ class Bench:
         self.dry, self.out, self.work = args.dry_run, out, work
         self.size = DRY if args.dry_run else REAL
         self.device = "cpu" if args.dry_run else "cuda"
-        self.quantize = None if args.dry_run else args.quantize
+        self.quantize = None if args.dry_run else args.quantize or ("8bit" if bitsandbytes_found() else "bf16")
         self.seconds = 60 * args.minutes
-        self.hub = args.hub
         self._model = None
 
     def begin(self) -> None:
@@ -281,12 +289,14 @@ def evaluation(bench: Bench) -> dict:
     model, size = bench.model, bench.size
     asked = load_task("everyday").test[: size.questions]
     reset_lora(model, 0)
-    options = {"posterior": GaussianPosterior.isotropic(model, 3e-4), "format": "letter"}
-    work = {"mean": lambda: predict(model, asked, **options)}
-    for together in (1, 5, 10):
-        work[f"10 draws, {together} per pass"] = lambda n=together: predict(
-            model, asked, samples=10, draws_per_pass=n, **options
-        )
+    posterior, work = GaussianPosterior.isotropic(model, 3e-4), {}
+    for batch in (4, 64):
+        options = {"posterior": posterior, "format": "letter", "batch_size": batch}
+        work[f"mean, batches of {batch}"] = lambda o=options: predict(model, asked, **o)
+        for together in (1, 10):
+            work[f"10 draws, {together} per pass, batches of {batch}"] = lambda o=options, n=together: predict(
+                model, asked, samples=10, draws_per_pass=n, **o
+            )
     peak = {name: bench.peak(job) for name, job in work.items()}  # warms up too
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(max(1, size.rounds // 4)):
@@ -299,10 +309,12 @@ def evaluation(bench: Bench) -> dict:
     seconds = {name: statistics.median(values) for name, values in times.items()}
     return {
         "seconds": seconds,
-        "relative_to_mean": {name: value / seconds["mean"] for name, value in seconds.items()},
+        "relative_to_mean": {
+            name: value / seconds[f"mean, batches of {name.rsplit(' ', 1)[1]}"] for name, value in seconds.items()
+        },
         "peak_memory_GiB": peak,
         "questions": len(asked),
-        "rounds": len(times["mean"]),
+        "rounds": min(map(len, times.values())),
         "weights": "random",
         "quantize": bench.quantize,
     }
@@ -322,33 +334,39 @@ class Deadline(TrainerCallback):
             self.reached = control.should_save = control.should_training_stop = True
 
 
-def training(bench: Bench, name: str, optimizer: str) -> dict:
-    size = bench.size
+def training(bench: Bench, optimizer: str, seed: int) -> dict:
+    size, task = bench.size, load_task("everyday")
     try:
-        task = load_task("everyday" if bench.dry else name, hub=bench.hub)
         model = bench.model if bench.dry else load_model(device=bench.device)
     except FileNotFoundError as error:
         raise Unavailable(str(error)) from error
-    deadline, checkpoints = Deadline(bench), bench.work / f"{name}-{optimizer}"
+    deadline, checkpoints = Deadline(bench), bench.work / run_name(optimizer, seed)
     run = finetune(
-        model, task, optimizer=optimizer, steps=size.steps, seed=21, eval_every=size.eval_every,
+        model, task, optimizer=optimizer, steps=size.steps, seed=seed, eval_every=size.eval_every,
         train_size=size.train_size, eval_size=size.test_size, output_dir=checkpoints, save_every=size.eval_every,
         resume=True, callbacks=[deadline], progress=False,
     )  # fmt: skip
     if deadline.reached:
         step = max((record["step"] for record in run.history), default=0)
         raise Unfinished(f"stopped near step {step} of {size.steps}")
-    asked = task.test[: size.test_size]
-    scores = {"at the point" if optimizer == "adamw" else "ivon@mean": dict(score(predict(run, asked)))}
-    if optimizer == "ivon":
-        draws = predict(run, asked, samples=size.samples)
-        scores[f"ivon, {size.samples} draws"] = dict(score(draws))
-        facts = {"task": name, "split": task.splits["test"], "run_seed": 21, "steps": size.steps}
-        sweep = tau_sweep(run, asked, taus=TAUS, samples=size.samples, metadata=facts)
-        sweep.save(bench.out / f"{name}-{optimizer}-sweep.safetensors")
+    asked, scores = task.test[: size.test_size], {}
+    for name, samples in (("mean", 0), *([("draws", size.samples)] if run.posterior else [])):
+        predictions = predict(run, asked, samples=samples)
+        predictions.save(bench.out / f"{run_name(optimizer, seed)}-{name}.safetensors")
+        scores[name] = dict(score(predictions))
     result = {"scores": scores, "config": run.config, "history": run.history, "test_questions": len(asked)}
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result | {"seconds_of_the_last_call": run.seconds}
+
+
+def side_by_side(parts: list[str], argv: list[str], jobs: int) -> int:
+    """Runs as processes of their own on the one GPU, which a small model alone does not fill."""
+
+    def start(part: str) -> int:
+        return subprocess.run([sys.executable, __file__, *argv, "--parts", part, "--jobs", "1"]).returncode
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return max(pool.map(start, parts))
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -388,12 +406,12 @@ def summary(part: str, result: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, metavar="PART")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=[*PARTS, "runs"], metavar="PART")
+    parser.add_argument("--jobs", type=int, default=len(RUNS), help="runs side by side (default: all; a dry run: 1)")
     parser.add_argument("--out", type=Path, help="default: data/runs/gpu-DEVICE; of a dry run: nothing is kept")
     parser.add_argument("--work", type=Path, help="random weights and checkpoints (default: outputs/gpu)")
-    parser.add_argument("--minutes", type=float, default=8.5, help="limit of a part (default: 8.5)")
-    parser.add_argument("--quantize", choices=["8bit", "4bit", "bf16"], default="8bit")
-    parser.add_argument("--hub", help="folder laid out like the Hub (default: $IVON_LORA_HUB)")
+    parser.add_argument("--minutes", type=float, default=4, help="limit of a part (default: 4)")
+    parser.add_argument("--quantize", choices=["8bit", "4bit", "bf16"], help="default: 8bit with bitsandbytes")
     parser.add_argument("--dry-run", action="store_true", help="tiny model, on the CPU")
     args = parser.parse_args(argv)
     if not args.dry_run and not torch.cuda.is_available():
@@ -408,14 +426,23 @@ def main(argv: list[str] | None = None) -> int:
         work = args.work or (temporary / "work" if args.dry_run else Path("outputs/gpu"))
         for folder in (out, work):
             folder.mkdir(parents=True, exist_ok=True)
-        return run_parts(Bench(args, out, work), args.parts)
+        parts = [p for name in args.parts for p in ([run_name(*r) for r in RUNS] if name == "runs" else [name])]
+        runs = [part for part in parts if part.rpartition("-seed")[0]]
+        jobs = 1 if args.dry_run and args.jobs == len(RUNS) else args.jobs
+        if jobs == 1 or len(runs) < 2:
+            return run_parts(Bench(args, out, work), parts)
+        options = ["--out", str(out), "--work", str(work), "--minutes", str(args.minutes)]
+        bench = Bench(args, out, work)
+        code = run_parts(bench, [part for part in parts if part not in runs])
+        if args.dry_run:
+            _ = bench.model  # written once, for all processes
+        return max(code, side_by_side(runs, options + ["--dry-run"] * args.dry_run, jobs))
 
 
 def run_parts(bench: Bench, parts: list[str]) -> int:
     """0: all parts are there; 3: one is not finished or could not run."""
     work = {"optimizer": optimizer, "profile": profile, "evaluation": evaluation}
-    for task, name in RUNS:
-        work[f"{task}-{name}"] = lambda bench, task=task, name=name: training(bench, task, name)
+    work |= {run_name(*which): lambda bench, which=which: training(bench, *which) for which in RUNS}
     complete = True
     for part in parts:
         file = bench.out / f"{part}.json"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, load_script
 
-from ivon_lora_lite import TauSweep
+from ivon_lora_lite import Predictions
 
 FOLDER = ROOT / "benchmarks"
 
@@ -47,13 +47,16 @@ def test_a_dry_run_goes_through_every_part_and_a_finished_part_is_not_repeated(g
     assert rows["IVON"]["milliseconds"]["sampling"] > 0
     assert records["profile"]["with_gradient_checkpointing"]["whole_step_milliseconds"] > 0
     assert records["profile"]["weights"] == records["evaluation"]["weights"] == "random"
-    assert records["evaluation"]["relative_to_mean"]["mean"] == 1.0 and len(records["evaluation"]["seconds"]) == 4
+    assert len(records["evaluation"]["seconds"]) == 6
+    for batch in (4, 64):
+        assert records["evaluation"]["relative_to_mean"][f"mean, batches of {batch}"] == 1.0
     assert records["optimizer"]["ratio_to_ivon"]["IVON"] == 1.0
-    ivon = records["everyday-ivon"]
-    assert set(ivon["scores"]) == {"ivon@mean", "ivon, 3 draws"}
+    ivon = records["ivon-seed21"]
+    assert set(ivon["scores"]) == {"mean", "draws"}
     assert [r["step"] for r in ivon["history"] if "eval_nll" in r] == [2, 4]
-    assert TauSweep.load(dry.out / "everyday-ivon-sweep.safetensors").taus == gpu.TAUS
-    assert set(records["arc_easy-adamw"]["scores"]) == {"at the point"}
+    assert Predictions.load(dry.out / "ivon-seed21-draws.safetensors").logits.shape[:2] == (3, 4)
+    assert set(records["adamw-seed87"]["scores"]) == {"mean"}
+    assert records["ivon-seed42"]["scores"] != ivon["scores"]
 
     before = {f.name: f.read_bytes() for f in dry.out.iterdir()}
     code, said = dry()
@@ -63,26 +66,37 @@ def test_a_dry_run_goes_through_every_part_and_a_finished_part_is_not_repeated(g
 
 @pytest.mark.slow
 def test_a_part_that_runs_out_of_time_goes_on_from_its_checkpoint(dry):
-    part = ("--parts", "everyday-ivon")
+    part = ("--parts", "ivon-seed21")
     code, said = dry(*part, "--minutes", "0")
     assert code == 3 and "stopped near step" in said and not list(dry.out.glob("*.json"))
     code, said = dry(*part)
     assert code == 0, said
-    interrupted = json.loads((dry.out / "everyday-ivon.json").read_text())
-    (dry.out / "everyday-ivon.json").unlink()
+    interrupted = json.loads((dry.out / "ivon-seed21.json").read_text())
+    (dry.out / "ivon-seed21.json").unlink()
     assert dry(*part)[0] == 0
-    straight = json.loads((dry.out / "everyday-ivon.json").read_text())
+    straight = json.loads((dry.out / "ivon-seed21.json").read_text())
     assert interrupted["scores"] == straight["scores"]
 
 
 def test_what_cannot_run_is_left_out_and_said(gpu, dry, monkeypatch):
     def missing(*args, **kwargs):
-        raise FileNotFoundError("arc_easy: the Hub is away")
+        raise FileNotFoundError("SmolLM2: the Hub is away")
 
-    monkeypatch.setattr(gpu, "load_task", missing)
-    code, said = dry("--parts", "arc_easy-adamw")
-    assert code == 3 and "left out, arc_easy: the Hub is away" in said
+    monkeypatch.setattr(gpu.Bench, "model", property(missing))
+    code, said = dry("--parts", "adamw-seed21")
+    assert code == 3 and "left out, SmolLM2: the Hub is away" in said
     assert not list(dry.out.glob("*.json"))
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_those_of_one_process(dry):
+    assert dry("--parts", "adamw-seed21", "ivon-seed21", "--jobs", "2")[0] == 0
+    files = ("adamw-seed21.json", "ivon-seed21.json")
+    scores = [json.loads((dry.out / file).read_text())["scores"] for file in files]
+    for file in files:
+        (dry.out / file).unlink()
+    assert dry("--parts", "adamw-seed21", "ivon-seed21")[0] == 0
+    assert [json.loads((dry.out / file).read_text())["scores"] for file in files] == scores
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
