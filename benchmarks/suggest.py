@@ -2,7 +2,8 @@
 
     python benchmarks/suggest.py --out data/runs/suggest --hub DIR     # DIR/allenai/ai2_arc; without --hub: the Hub
 
-The preset `small` was tuned on `everyday` with LoRA of rank 8: its λ and β₂ are what one *borrows*. The other settings:
+The preset `small` of runs of 5 passes, as it was when this was recorded, was tuned on `everyday@1` with LoRA of rank 8:
+its λ and β₂ are what one *borrows*. The other settings:
 
 * `equal-cost`: the λ whose noise costs as much as the preset's does at home; β₂ borrowed;
 * `fast`: the borrowed λ with β₂ = 0.999, so h is learned a hundred times faster;
@@ -26,6 +27,7 @@ repeated, so a recording may be stopped and continued, and seeds are the outer l
 """
 
 import argparse
+import math
 import random
 import statistics
 from dataclasses import asdict
@@ -54,14 +56,16 @@ from ivon_lora_lite import (
 )
 from ivon_lora_lite.evaluation import METRICS
 from ivon_lora_lite.files import provenance, read_json, write_json
-from ivon_lora_lite.training import SIGMA, prediction_shift
+from ivon_lora_lite.training import prediction_shift
 
 PARTS = ("cost", "transfer", "rank", "isotropic", "task", "shape")
 GRID = (0.01, 0.02, 0.035, 0.05, 0.08)
-PRESET = hyperparameters("ivon", "small", "everyday")
+PRESET = {"lr": 0.2, "ess": 8.16e5, "beta2": 1 - 1e-5, "clip_radius": 1e-3}
+SIGMA, RULES_BETA2 = 0.035, 0.999  # of that preset; of the rule when it was tested
+COSTLY = (0.035, 0.071)  # of today's preset at 5 and at 20 passes: what it costs on today's questions is its target
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA = {"r8": LoraSettings(), "r32": LoraSettings(r=32, alpha=64), "all": LoraSettings(targets=LINEAR)}
-PLACES = (("everyday", "r8"), ("everyday", "r32"), ("everyday", "all"), ("arc_easy", "r8"), ("openbookqa", "r8"))
+PLACES = (("everyday@1", "r8"), ("everyday@1", "r32"), ("everyday@1", "all"), ("arc_easy", "r8"), ("openbookqa", "r8"))
 
 
 def main() -> None:
@@ -93,7 +97,7 @@ def trials(args: argparse.Namespace, target: float) -> list[tuple[str, tuple[str
     home, wide, all_linear, arc, openbook = PLACES
     paper = hyperparameters("ivon", "paper", "arc_easy")
     fast = {"beta2": 0.999}
-    found = lambda rule, place: read_json(args.out / f"{rule}-{place[0]}-{place[1]}.json")["settings"]  # noqa: E731
+    found = lambda rule, place: read_json(args.out / f"{rule}-{short(place[0])}-{place[1]}.json")["settings"]  # noqa: E731
     listed = [
         ("transfer", arc, "borrowed", {}),
         ("transfer", arc, "equal-cost", found("equal-cost", arc)),
@@ -110,17 +114,24 @@ def trials(args: argparse.Namespace, target: float) -> list[tuple[str, tuple[str
         ("shape", all_linear, "borrowed", {}),
         ("shape", all_linear, "fast", fast),
     ]
+    listed = [(part, place, name, {**PRESET, **settings}) for part, place, name, settings in listed]
     for part, place in (("transfer", arc), ("rank", wide), ("task", openbook), ("shape", all_linear)):
         settings = found("suggested", place)
         if abs(settings["ess"] / PRESET["ess"] - 1) > 0.01:  # else it is `fast`
-            listed.append((part, place, "suggested", settings))
+            listed.append((part, place, "suggested", {**PRESET, **settings}))
     return listed
 
 
 def costs(args: argparse.Namespace, model, task) -> float:
     """Record the cost curves and the σ found for the target; returns the target."""
-    questions = task("everyday").train[: args.train_size]
+    questions = task("everyday@1").train[: args.train_size]
+    today = task("everyday").train[: args.train_size]
     for seed in args.seeds:
+        if "cost" in args.part:
+            once(
+                args.out / f"today-seed{seed}.json",
+                lambda seed=seed: {"costs": at_start(args, model("r8"), today, COSTLY, seed)},
+            )
         once(
             args.out / f"calibrate-seed{seed}.json",
             lambda seed=seed: {"sigma": SIGMA} | at_start(args, model("r8"), questions, [SIGMA], seed)[0],
@@ -133,14 +144,14 @@ def costs(args: argparse.Namespace, model, task) -> float:
         where, seed = task(name).train[: args.train_size], args.seeds[0]
         if "cost" in args.part:
             once(
-                args.out / f"curve-{name}-{lora}.json",
+                args.out / f"curve-{short(name)}-{lora}.json",
                 lambda lora=lora, where=where, seed=seed: {"curve": at_start(args, model(lora), where, GRID, seed)},
             )
         options = {"train_size": args.train_size, "seed": seed, "target": target, "steps": args.steps}
         options |= {"questions": args.cost_questions, "draws": args.cost_draws}
-        for rule, limit in (("equal-cost", None), ("suggested", SIGMA)):
+        for rule, limit in (("equal-cost", math.inf), ("suggested", SIGMA)):
             once(
-                args.out / f"{rule}-{name}-{lora}.json",
+                args.out / f"{rule}-{short(name)}-{lora}.json",
                 lambda name=name, lora=lora, limit=limit, options=options: described(
                     suggest_hyperparameters(model(lora), task(name), sigma_max=limit, **options), limit
                 ),
@@ -155,6 +166,11 @@ def costs(args: argparse.Namespace, model, task) -> float:
                 },
             )
     return target
+
+
+def short(task: str) -> str:
+    """Without the edition, as files have it."""
+    return task.partition("@")[0]
 
 
 def once(file: Path, record) -> None:
@@ -186,9 +202,9 @@ def cross_entropy(model, questions, size: int = 4):
     ) / len(questions)  # fmt: skip
 
 
-def described(suggestion, limit: float | None) -> dict:
+def described(suggestion, limit: float) -> dict:
     """With its settings: `equal-cost`, which has no limit on σ, is about λ alone and borrows β₂."""
-    settings = suggestion.settings() | ({"beta2": PRESET["beta2"]} if limit is None else {})
+    settings = suggestion.settings() | {"beta2": PRESET["beta2"] if limit == math.inf else RULES_BETA2}
     return asdict(suggestion) | {"settings": settings}
 
 

@@ -14,7 +14,7 @@ from .card import CARD, write_card
 from .checkpoints import last_checkpoint, remember
 from .cost_of_noise import choose_sigma, noise_cost
 from .finetuning import OPTIMIZERS, AnswerTrainer, Attached, Attachment, check_choices, finetune
-from .presets import PRESETS, hyperparameters, run_options
+from .presets import PRESETS, hyperparameters, preset_sigma, run_options
 from .prior import GAMMA, per_matrix_ivon, refit_prior, sqrt_ess
 from .run import (
     ADAPTER,
@@ -29,5 +29,5 @@ from .run import (
     write_adapter,
     write_run,
 )
-from .suggest import MOVE, SIGMA, TARGET, Suggestion, prediction_shift, suggest_hyperparameters
+from .suggest import COSTS, MOVE, Suggestion, prediction_shift, suggest_hyperparameters, usual_target
 from .trainer import IVONMixin, IVONTrainer

@@ -5,13 +5,13 @@ import math
 from .prior import sqrt_ess
 
 _PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False}
-# number of steps → settings with the lowest validation NLL with SmolLM2-135M: on `everyday@1` for 200 steps
-# (data/runs/everyday-search), on `everyday@2` for 500, the demo's 20 passes over 100 questions, and for 800, 20 passes
-# over 160 (data/runs/search). σ is 0.035 and 0.071; a clip radius of 0.41 clips a tenth of the coordinates
+# number of steps → settings with the lowest validation NLL with SmolLM2-135M on `everyday` (data/runs/search): 5 and 20
+# passes over 160 questions, and for 500 steps the demo's 20 passes over 100. A clip radius of 0.41 clips a tenth of the
+# coordinates. The right noise grows with the length: σ is 0.035, then 0.071; β₂ is 1 − 0.32/steps
 _SMALL = {
-    "adamw": {200: {"lr": 2e-4}, 500: {"lr": 1e-4}, 800: {"lr": 5e-5}},
+    "adamw": {200: {"lr": 2.8e-4}, 500: {"lr": 1e-4}, 800: {"lr": 5e-5}},
     "ivon": {
-        200: {"lr": 0.2, "ess": 8.16e5, "beta2": 1 - 1e-5, "clip_radius": 1e-3},
+        200: {"lr": 5.5e-4, "ess": 8.16e5, "beta2": 1 - 0.32 / 200, "clip_radius": 0.41},
         500: {"lr": 1.1e-3, "ess": 1.98e5, "beta2": 1 - 0.32 / 500, "clip_radius": 0.41},
         800: {"lr": 5.5e-4, "ess": 1.98e5, "beta2": 1 - 0.32 / 800, "clip_radius": 0.41},
     },
@@ -56,6 +56,12 @@ def hyperparameters(optimizer: str, preset: str, task: str, steps: int | None = 
     if task not in _PAPER_TASKS:
         raise ValueError(f"The paper has no settings for {task!r}; it has them for {', '.join(_PAPER_TASKS)}.")
     return _PAPER | _PAPER_TASKS[task]
+
+
+def preset_sigma(steps: int) -> float:
+    """The small preset's noise σ = 1/√(λ h₀) for a run of this length."""
+    settings = hyperparameters("ivon", "small", "", steps)
+    return float(f"{(settings['ess'] * settings['hess_init']) ** -0.5:.3g}")
 
 
 def completed(settings: dict, questions: int) -> dict:

@@ -13,15 +13,20 @@ lower it. So :func:`suggest_hyperparameters` takes ℓ(θ) = KL[p_m ‖ p_θ], h
 cost that the cross-entropy would have if answers were drawn from the model's own beliefs: 0 at σ = 0, never negative,
 with the Fisher matrix as its Hessian. It can be measured at LoRA's start, where half of the weights are still 0.
 
+The right noise grows with the length of the run: the search on `everyday` found σ = 0.035 at 5 passes over the data
+and 0.071 at 20. So the target does too; it is what the small preset's noise at that length costs where it was tuned.
+
 A cost below the target does not mean that more noise would do good: on a task whose predictions noise moves little,
 raising σ until the target was met made the runs worse. So σ stays at or below ``sigma_max``, the tuned preset's.
 
 How far h may move matters too. With IVON's β₂ = 1 − 10⁻⁵ and a few hundred steps it stays at h₀, and v is the same
-for all weights. So β₂ = 1 − 0.1/steps, with which h goes a tenth of the way to the curvature that the run sees.
+for all weights. So β₂ = 1 − 0.32/steps, with which h goes a quarter of the way to the curvature that the run sees.
 
-`benchmarks/suggest.py` compares that with borrowing the preset (`data/runs/suggest`, notebook 11). On two other tasks
-the suggestion is better, by β₂ alone, since σ stays at its bound there. For two other shapes of LoRA, where it asks for
-less noise, no difference was found. So where a similar model has a λ, borrow it and set β₂; else start here.
+`benchmarks/suggest.py` compared the rule, then with 0.1 in place of 0.32, with borrowing the preset of short runs as it
+then was, whose h did not move (`data/runs/suggest`, notebook 11). On two other tasks the suggestion was better, by β₂
+alone, since σ stayed at its bound there. For two other shapes of LoRA, where it asks for less noise, no difference was
+found. Today's preset has such a β₂ itself: for a model and a shape like those that it was tuned on, borrow it; else
+start here.
 """
 
 import math
@@ -40,12 +45,11 @@ from ..language import Question, Task, answer_logits, collate, tokenizer_of
 from ..posterior import lora_parameters, reset_lora
 from .cost_of_noise import choose_sigma, undisturbed
 from .finetuning import finetune
-from .presets import run_options
+from .presets import preset_sigma, run_options
 
-SIGMA = 0.035  # of the preset `small`; no more noise than a run has been seen to bear
-MOVE = 0.1  # β₂ = 1 − MOVE/steps: what was tried, 0.999 for 100 steps
-# nats: what noise of the preset's σ = 0.035 costs SmolLM2-135M on `everyday`, mean of three seeds; data/runs/suggest
-TARGET = 0.0157
+MOVE = 0.32  # β₂ = 1 − MOVE/steps: the best of three in the search (data/runs/search)
+# σ → nats: what noise of the preset's σ costs SmolLM2-135M on `everyday`, means of three seeds; data/runs/suggest
+COSTS = {0.035: 0.0157, 0.071: 0.13}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Suggestion:
     Attributes:
         ess: λ = 1/(σ²(h₀ + δ)).
         hess_init, weight_decay: h₀ and δ, as given.
-        beta2: β₂ = 1 − 0.1/steps.
+        beta2: β₂ = 1 − 0.32/steps.
         sigma: the σ whose noise costs the target, or ``sigma_max`` if that costs less.
         cost: what it costs, in nats, and …
         error: … the standard error of that over draws.
@@ -78,8 +82,7 @@ class Suggestion:
     def settings(self) -> dict[str, float]:
         """Arguments for ``finetune(model, task, **suggestion.settings())`` or :class:`IVON`.
 
-        There is no learning rate among them: while the clip radius ξ bounds nearly all updates, a step is about lr · ξ
-        whatever λ is.
+        There is no learning rate among them: a step is lr · g/(h + δ), in which λ does not occur.
         """
         return {
             "ess": self.ess,
@@ -100,8 +103,8 @@ def suggest_hyperparameters(
     task: Task | Sequence[Question],
     *,
     steps: int | None = None,
-    target: float = TARGET,
-    sigma_max: float | None = SIGMA,
+    target: float | None = None,
+    sigma_max: float | None = None,
     format: str = "text",
     batch_size: int = 4,
     hess_init: float = 1e-3,
@@ -124,8 +127,8 @@ def suggest_hyperparameters(
         model: from :func:`load_model`, or any model that :func:`answer_logits` takes.
         task: a task, or training questions; no answers are looked at (unless there is a pilot).
         steps: how many steps you are going to train; by default those of the preset `small`.
-        target: the cost in nats, above 0. The default is a convention, see :data:`TARGET`.
-        sigma_max: σ is never larger; None for no bound. The default is the σ of the preset `small`.
+        target: the cost in nats, above 0. The default is a convention, see :func:`usual_target`.
+        sigma_max: σ is never larger; ``math.inf`` for no bound. The default is the small preset's σ at this length.
         format: ``"letter"``, ``"text"`` or ``"class"``.
         batch_size: questions per forward pass.
         hess_init: h₀; only the product λ(h₀ + δ) decides σ.
@@ -150,8 +153,10 @@ def suggest_hyperparameters(
     for name, (value, least) in (at_least | {"draws": (draws, 1), "batch_size": (batch_size, 1)}).items():
         if value < least:
             raise ValueError(f"{name} is {value}; expected at least {least}.")
-    if sigma_max is not None and not 0 < sigma_max < math.inf:
-        raise ValueError(f"sigma_max is {sigma_max}; expected a number above 0, or None.")
+    sigma_max = preset_sigma(steps) if sigma_max is None else sigma_max
+    target = usual_target(steps) if target is None else target
+    if not sigma_max > 0:
+        raise ValueError(f"sigma_max is {sigma_max}; expected a number above 0.")
     if not 0 < hess_init < math.inf:
         raise ValueError(f"hess_init is {hess_init}; expected a number above 0.")
     if not 0 <= weight_decay < math.inf:
@@ -175,12 +180,20 @@ def suggest_hyperparameters(
                 bar.update()
                 return moved()
 
-            found = choose_sigma(counted, params, target, at_most=sigma_max, draws=draws, seed=seed)
+            bound = None if sigma_max == math.inf else sigma_max
+            found = choose_sigma(counted, params, target, at_most=bound, draws=draws, seed=seed)
     sigma, cost, error, curve = found
     ess = 1 / (sigma**2 * (hess_init + weight_decay))
     beta2 = 1 - MOVE / steps
     took = time.perf_counter() - started
     return Suggestion(ess, hess_init, weight_decay, beta2, sigma, cost, error, target, tuple(curve), took)
+
+
+def usual_target(steps: int) -> float:
+    """Cost in nats of the small preset's noise at this length where it was tuned, on a line in log σ and log cost."""
+    (s0, c0), (s1, c1) = COSTS.items()
+    share = math.log(preset_sigma(steps) / s0) / math.log(s1 / s0)
+    return float(f"{c0 ** (1 - share) * c1**share:.3g}")
 
 
 def prediction_shift(

@@ -61,7 +61,8 @@ def test_the_command_and_the_function_have_the_same_defaults():
     assert {name: args[name] for name in DEMO} == DEMO
 
 
-def test_small_preset_is_the_best_trial_of_the_recorded_search():
+def test_the_first_search_says_which_trial_was_best():
+    """It was made on `everyday@1`; the preset for 200 steps was its winner until the search at several lengths."""
     folder = RUNS / "everyday-search"
     summary = json.loads((folder / "summary.json").read_text())
     for method, optimizer in (("adamw@mean", "adamw"), ("ivon@draws5", "ivon")):
@@ -69,11 +70,9 @@ def test_small_preset_is_the_best_trial_of_the_recorded_search():
         kind = method.split("@")[1]
         best = min(trials, key=lambda name, kind=kind, trials=trials: trials[name]["validation"][kind]["nll"])
         assert summary[method]["trial"] == best
-        chosen = hyperparameters(optimizer, "small", "everyday")
-        assert trials[best]["config"]["settings"] == chosen
 
 
-LENGTHS = {"20 of 100": 500, "20": 800}  # passes over the training questions → steps
+LENGTHS = {"5": 200, "20 of 100": 500, "20": 800}  # passes over the training questions → steps
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "ivon"])
