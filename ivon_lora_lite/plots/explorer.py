@@ -1,16 +1,17 @@
 """The τ explorer: a slider on predictions (ipywidgets). It needs predictions and metrics only, no model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 from torch import Tensor
 
-from ..evaluation import METRICS, TauSweep, score
+from ..evaluation import METRICS, Scores, TauSweep, score
 from .figures import (
     curve_text,
     draws_text,
     first_tau,
     line_taus,
+    path_figure,
     reliability_bars,
     reliability_figure,
     set_ranges,
@@ -29,13 +30,14 @@ class TauExplorer:
     Args:
         sweep: predictions at several τ. With a linearised Gaussian τ moves continuously; without, along the grid.
         questions: to list those whose answer flips against τ = 0.
+        rivals: title → scores of other methods on the same questions, points beside the path of accuracy and NLL.
 
     Set ``explorer.tau``, ``explorer.samples`` or ``explorer.linear`` from code, or move the controls; ``scores`` are
     the metrics shown. In a notebook, make it the last line of a cell; where there is no kernel, ``explorer.figure`` and
     ``sweep_html(sweep, path)`` show the same.
     """
 
-    def __init__(self, sweep: TauSweep, questions: Sequence | None = None):
+    def __init__(self, sweep: TauSweep, questions: Sequence | None = None, rivals: Mapping[str, Scores] | None = None):
         import ipywidgets as widgets
 
         self.sweep, self.questions = sweep, questions
@@ -58,6 +60,7 @@ class TauExplorer:
         line = sweep.linear_curves(line_taus(sweep)) if sweep.linear is not None else None
         set_ranges(self.figure, *(sweep.curves(s + 1) for s in range(sweep.samples)), line)
         self.reliability = go.FigureWidget(reliability_figure({f"τ = {start:g}": (self._probs(), sweep.labels)}))
+        self.path = go.FigureWidget(path_figure(sweep, start, rivals))
         self._mean = mean_probabilities(sweep)
         self._mean_scores = None if self._mean is None else score(self._mean, sweep.labels)
         self._show_slider()
@@ -68,6 +71,7 @@ class TauExplorer:
         # given widths: a figure is drawn before the page knows how much room it has
         self.figure.update_layout(width=570)
         self.reliability.update_layout(width=370, height=390)
+        self.path.update_layout(width=570, height=430)
         caption = widgets.HTML(f"<div class='ivon'><p class='note'>{CAPTION}</p></div>", layout={"width": "370px"})
         wrap = {"flex_flow": "row wrap", "align_items": "center", "overflow": "visible"}
         self.widget = widgets.VBox(
@@ -78,7 +82,7 @@ class TauExplorer:
                 ),
                 self._table,
                 widgets.HBox([self.figure, widgets.VBox([self.reliability, caption])], layout=wrap),
-                self._flips,
+                widgets.HBox([self.path, self._flips], layout=wrap),
             ]
         )
 
@@ -157,6 +161,10 @@ class TauExplorer:
                 trace.update(x=[tau], y=[round(self.scores[name], 4)], name=f"τ = {tau:g}")
             for name, trace in zip(METRICS, (t for t in self.figure.data if t.legendgroup == "ivon")):
                 trace.update(y=rounded(curves[name]), name=curve_text(self.sweep, self.samples))
+        with self.path.batch_update():
+            self.path.data[0].update(x=rounded(curves["nll"]), y=rounded(curves["acc"]))
+            at = {"x": [round(self.scores["nll"], 4)], "y": [round(self.scores["acc"], 4)]}
+            self.path.data[-1].update(**at, text=[f"τ = {tau:g}"])
         with self.reliability.batch_update():
             self.reliability.data[0].update(reliability_bars(probs, self.sweep.labels))
             self.reliability.layout.annotations[0].text = f"<b>τ = {tau:g}, {kind}</b>"

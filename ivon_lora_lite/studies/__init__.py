@@ -4,4 +4,5 @@
 """
 
 from .demo import run_demo
+from .report import verdict
 from .table1 import Table, load_records, paper_table, run_table

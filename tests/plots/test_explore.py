@@ -250,6 +250,10 @@ def assert_shows(explorer, tau, samples=None, linear=False):
         assert at == tau and value == pytest.approx(want[name], abs=6e-5)
         marker = traces(explorer.figure, "now")[name]
         assert (marker.x[0], marker.y[0]) == explorer.marker[name] and marker.name == f"τ = {tau:g}"
+    on_path = explorer.path.data[-1]
+    assert [on_path.x[0], on_path.y[0]] == rounded([want["nll"], want["acc"]]) and on_path.text[0] == f"τ = {tau:g}"
+    curves = sweep.curves(explorer.samples)
+    assert list(explorer.path.data[0].x) == rounded(curves["nll"])
     bars, table = explorer.reliability.data[0], metrics.reliability(probs.double(), sweep.labels)
     assert list(bars.y) == rounded(table.accuracy.nan_to_num(0.0))
     assert list(bars.customdata) == (table.weight * len(sweep.labels)).round().tolist()
@@ -262,6 +266,12 @@ def test_the_explorer_starts_at_the_posterior_with_all_draws(sweep):
     explorer = TauExplorer(sweep)
     assert explorer.samples == 4
     assert_shows(explorer, 1.0)
+
+
+def test_rivals_are_points_beside_the_path(sweep):
+    rival = Scores({"acc": 0.9, "ece": 0.1, "nll": 0.2, "brier": 0.3}, {}, 50)
+    names = [trace.name for trace in TauExplorer(sweep, rivals={"AdamW": rival}).path.data]
+    assert names == ["IVON, from τ to τ", "AdamW", "now"]
 
 
 def test_setting_tau_moves_everything(sweep):
