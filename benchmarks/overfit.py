@@ -4,8 +4,8 @@
 
 SmolLM2-135M on the first 160 training questions of `everyday@1`, 400 steps of 4, so every question is used ten times.
 `adamw-high` is AdamW at 5e-4, a common value that nobody tuned here; `adamw` and `ivon` are what was then the small
-preset, chosen on the validation split for 200 steps. All are evaluated on 120 validation questions as they go (IVON at the mean), and on
-the test split at the end (IVON at the mean and with 10 draws).
+preset, chosen on the validation split for 200 steps. All are evaluated on 120 validation questions as they go (IVON at
+the mean), and on the test split at the end (IVON at the mean and with 10 draws).
 
 One run is one folder `METHOD-seedS/` that is whole or absent; finished ones are not repeated, so the script can be
 stopped and started again. `summary.json` has mean and standard error over seeds. Its early-stopped rows are AdamW at
