@@ -57,8 +57,7 @@ class TauExplorer:
         self._table, self._flips = widgets.HTML(), widgets.HTML()
         self.figure = go.FigureWidget(tradeoff_figure(sweep, start))
         # one range for any number of draws: then the curves are seen to move
-        line = sweep.linear_curves(line_taus(sweep)) if sweep.linear is not None else None
-        set_ranges(self.figure, *(sweep.curves(s + 1) for s in range(sweep.samples)), line)
+        set_ranges(self.figure, sweep, *(sweep.curves(s + 1) for s in range(sweep.samples)))
         self.reliability = go.FigureWidget(reliability_figure({f"τ = {start:g}": (self._probs(), sweep.labels)}))
         self.path = go.FigureWidget(path_figure(sweep, start, rivals))
         self._mean = mean_probabilities(sweep)

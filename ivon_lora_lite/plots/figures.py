@@ -48,7 +48,7 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
         )  # fmt: skip
     figure.update_xaxes(range=[-0.04 * taus[-1], 1.04 * taus[-1]], dtick=0.25 if taus[-1] <= 1.5 else None)
     figure.update_xaxes(title={"text": "τ", **AXIS}, row=2)
-    set_ranges(figure, sampled, line)
+    set_ranges(figure, sweep, sampled)
     figure.update_annotations(font_size=14)
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.17, "yanchor": "top"}
     return figure.update_layout(**LAYOUT, height=470, legend=legend)
@@ -56,6 +56,8 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
 
 def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] | None = None) -> go.Figure:
     """Accuracy against NLL: the path that τ walks from the mean outwards, a marker on it, and other methods as points.
+
+    The axes hold what :func:`worth_seeing` says; a line that leads out of the picture names where it goes.
 
     Args:
         sweep: predictions at several τ.
@@ -82,8 +84,13 @@ def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] 
         text=[f"τ = {tau:g}"], showlegend=False, hovertemplate=hover,
         marker={"color": COLORS["now"], "size": 14, "line": {"color": "white", "width": 2}},
     )  # fmt: skip
+    kept = worth_seeing(sweep)
+    if not kept.all():
+        gone = ", ".join(f"τ = {t:g}" for t, k in zip(sweep.taus, kept.tolist()) if not k)
+        about = {"text": f"{gone} lies further out", "showarrow": False, "font": {"size": 12}}
+        figure.add_annotation(**about, xref="paper", yref="paper", x=0.01, y=0.02, xanchor="left", yanchor="bottom")
     for name, update in (("nll", figure.update_xaxes), ("acc", figure.update_yaxes)):
-        values = torch.cat([curves[name], torch.tensor([scores[name] for scores in (rivals or {}).values()])])
+        values = torch.cat([curves[name][kept], torch.tensor([scores[name] for scores in (rivals or {}).values()])])
         update(range=axis_range(name, values), title={"text": TITLES[name].replace("↓", "←"), **AXIS})
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.2, "yanchor": "top"}
     return figure.update_layout(**LAYOUT, height=460, legend=legend)
@@ -100,10 +107,28 @@ def line_taus(sweep: TauSweep) -> tuple[float, ...]:
     return tuple(round(end * i / 20, 4) for i in range(21))
 
 
-def set_ranges(figure: go.Figure, *curves: Mapping[str, Tensor] | None) -> None:
-    """Make every panel hold its curves, and no range narrower than ``SPANS``: else an axis would magnify noise."""
+def worth_seeing(sweep: TauSweep) -> Tensor:
+    """Which τ the axes hold, ``[T]``: those that cost at most 15 points of accuracy, up to the last such.
+
+    Beyond, noise destroys what was learned, and a picture of that would hide the trade that τ is for.
+    """
+    accuracy = sweep.curves()["acc"]
+    last = int((accuracy >= accuracy.max() - 0.15).nonzero().max())
+    return torch.arange(len(sweep.taus)) <= last
+
+
+def set_ranges(figure: go.Figure, sweep: TauSweep, *curves: Mapping[str, Tensor]) -> None:
+    """Make every panel hold its curves, and the linearised one, as far as they are :func:`worth_seeing`.
+
+    No range is narrower than ``SPANS``: else an axis would magnify noise.
+    """
+    kept = worth_seeing(sweep)
+    shown = [{name: values[kept] for name, values in curve.items()} for curve in curves]
+    if sweep.linear is not None:
+        end = max(1.0, *[t for t, k in zip(sweep.taus, kept.tolist()) if k])
+        shown.append(sweep.linear_curves([t for t in line_taus(sweep) if t <= end]))
     for k, name in enumerate(METRICS):
-        values = torch.cat([c[name].flatten() for c in curves if c is not None])
+        values = torch.cat([curve[name].flatten() for curve in shown])
         figure.update_yaxes(range=axis_range(name, values), nticks=6, row=k // 2 + 1, col=k % 2 + 1)
 
 
@@ -132,7 +157,8 @@ def seeds_figure(
         for col, name in enumerate(METRICS, start=1):
             place = {"row": row, "col": col, "showlegend": row == col == 1}
             mean, error = mean_and_error([curve[name] for curve in sampled])
-            shown = [mean - error, mean + error]
+            kept = torch.stack([worth_seeing(s) for s in seeds]).any(0)
+            shown = [(mean - error)[kept], (mean + error)[kept]]
             if len(linear) == len(seeds):
                 line, _ = mean_and_error([curve[name] for curve in linear])
                 shown.append(line)

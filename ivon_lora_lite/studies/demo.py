@@ -31,7 +31,7 @@ from .report import RIVAL, report_function, write_report
 
 # 20 passes over few questions: long enough that a point estimate grows too sure of itself
 DEMO = {"task": "everyday", "model": "smollm2-135m", "steps": 500, "train_size": 100, "batch_size": 4, "samples": 10}
-TAUS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+TAUS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 ELSEWHERE = 4  # draws at temperatures other than 1
 EVALUATIONS = 5  # of AdamW on validation questions, for early stopping
 METHODS = ("before training", "AdamW", "AdamW, early-stopped", "AdamW + temperature", "IVON@mean", "IVON")

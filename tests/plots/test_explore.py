@@ -25,7 +25,7 @@ from ivon_lora_lite.plots import (
     table_html,
     tradeoff_figure,
 )
-from ivon_lora_lite.plots.figures import set_ranges
+from ivon_lora_lite.plots.figures import set_ranges, worth_seeing
 from ivon_lora_lite.plots.style import SPANS
 
 TAUS = (0.0, 0.25, 1.0)
@@ -119,10 +119,28 @@ def test_axes_hold_all_points_and_do_not_magnify_noise(sweep):
     for trace in figure.data:
         low, high = figure.layout[trace.yaxis.replace("y", "yaxis")].range
         assert low < min(trace.y) and max(trace.y) < high
-    set_ranges(figure, flat)
+    set_ranges(figure, synthetic(taus=(0.0, 1e-6), linear=False), flat)
     for number, name in zip(("", 2, 3, 4), METRICS):
         low, high = figure.layout[f"yaxis{number}"].range
         assert high - low == pytest.approx(SPANS[name], abs=1e-3) and low < 0.5 < high
+
+
+def test_a_tau_that_destroys_the_answers_does_not_set_the_scale():
+    labels = torch.zeros(100, dtype=torch.long)
+    right = torch.tensor([[2.0, 0.0]]).expand(100, 2)
+    logits = torch.stack([right, right.clone(), -right])[:, None]  # accuracy 1, 0.9, 0
+    logits[1, 0, :10] *= -1
+    ruined = TauSweep((0.0, 1.0, 4.0), logits, labels)
+    assert worth_seeing(ruined).tolist() == [True, True, False]
+    panels, path = tradeoff_figure(ruined), path_figure(ruined)
+    assert panels.layout.yaxis.range[0] > 0.5 and path.layout.yaxis.range[0] > 0.5
+    assert path.layout.xaxis.range[1] < ruined.curves()["nll"][2]
+    assert path.layout.annotations[0].text == "τ = 4 lies further out"
+    assert panels.data[0].y[-1] == 0.0  # it is drawn all the same
+    fine = TauSweep((0.0, 1.0), logits[:2], labels)
+    assert worth_seeing(fine).all() and not path_figure(fine).layout.annotations
+    back = TauSweep((0.0, 1.0, 4.0), logits[[0, 2, 1]], labels)  # what lies between is kept
+    assert worth_seeing(back).all()
 
 
 def test_reliability_bars_by_hand():

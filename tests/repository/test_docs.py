@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import ROOT, load_script
 
-from ivon_lora_lite import Predictions, hyperparameters, score
+from ivon_lora_lite import Predictions, hyperparameters, paired_differences, score
 from ivon_lora_lite.cli import build_parser
 from ivon_lora_lite.files import read_json
 from ivon_lora_lite.language import full_name
@@ -99,6 +99,17 @@ def test_tests_named_in_the_readme_exist():
 def test_links_of_the_readme_exist():
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_what_the_readme_says_of_temperature_scaling_in_the_demo():
+    """Against IVON's draws: the same ECE and NLL within the intervals, a higher Brier score."""
+    files = ["adamw-temperature", "ivon"]
+    scaled, ivon = (
+        [Predictions.load(RUNS / "demo" / f"seed{s}" / "predictions" / f"{f}.safetensors") for s in (21, 42, 87)]
+        for f in files
+    )
+    intervals = {name: d["interval"] for name, d in paired_differences(scaled, ivon).items()}
+    assert all(intervals[name][0] < 0 < intervals[name][1] for name in ("ece", "nll")) and intervals["brier"][1] < 0
 
 
 def test_what_the_readme_says_of_the_longer_runs_is_what_was_recorded():
