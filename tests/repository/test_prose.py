@@ -61,8 +61,8 @@ def test_the_teaching_page_quotes_what_the_notebooks_say_and_its_code_runs(monke
         assert quote in prose.prose_of(notebook) + prose.code_and_outputs(notebook), (number, quote)
     (code,) = (code for _, code in prose.FENCE.findall(text) if code.startswith("import json"))
     monkeypatch.chdir(ROOT)
-    exec(code.replace("outputs/class", "data/runs/everyday-demo"), {})
-    summary = json.loads((ROOT / "data/runs/everyday-demo/summary.json").read_text())
+    exec(code.replace("outputs/class", "data/runs/demo"), {})
+    summary = json.loads((ROOT / "data/runs/demo/summary.json").read_text())
     assert f"{summary['ivon_minus_adamw']['nll']['mean']:+.4f}" in capsys.readouterr().out
 
 
