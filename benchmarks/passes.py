@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ivon_lora_lite import load_model, load_run, load_task, run_table, tau_sweep
 from ivon_lora_lite.language import full_name
-from ivon_lora_lite.methods import METHODS, Settings
-from ivon_lora_lite.studies import load_records
+from ivon_lora_lite.methods import Settings
+from ivon_lora_lite.studies import by_length
 from ivon_lora_lite.studies.table1 import export
 
 ROWS = ("adamw", "adamw@early", "temperature", "ivon@mean", "ivon")
@@ -57,19 +57,6 @@ def sweep(task: str, args: argparse.Namespace) -> None:
         print(f"{file.name} is written", flush=True)
 
 
-def results(out: Path, task: str) -> dict[str, dict[int, list[dict[str, float]]]]:
-    """title of a method → passes → scores, one per seed: what `lengths_figure` draws."""
-    titles = {"temperature": "AdamW + temperature", "ivon": "IVON, draws"}
-    found: dict[str, dict[int, list]] = {}
-    for place in out.glob("*-passes"):
-        for record in load_records(place):
-            if record.cell.task == full_name(task):
-                title = titles.get(record.cell.method, METHODS[record.cell.method].title)
-                passes = int(place.name.partition("-")[0])
-                found.setdefault(title, {}).setdefault(passes, []).append(record.scores)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="gets the runs with their weights")
@@ -97,8 +84,11 @@ def main() -> None:
                 if passes == SWEPT:
                     sweep(task, args)
     for task in args.tasks:
-        for title, by_length in results(args.out, task).items():
-            for passes, scores in sorted(by_length.items()):
+        if not list(args.out.glob(f"*-passes/{full_name(task)}")):
+            continue
+        for title, lengths in by_length(args.out, task).items():
+            for passes, records in lengths.items():
+                scores = [record.scores for record in records]
                 means = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
                 listed = "  ".join(f"{name.upper()} {value:.3f}" for name, value in means.items())
                 print(f"{full_name(task):12} {passes:3} passes  {title:22} {listed}  ({len(scores)} seeds)")

@@ -1,8 +1,10 @@
 """Questions that need everything above.
 
-* `demo.py`: AdamW against IVON; `report.py`: its page and its verdict; `table1/`: every method on every task.
+* `demo.py`: AdamW against IVON; `report.py`: its page and its verdict; `table1/`: every method on every task;
+* `lengths.py`: tables of several lengths.
 """
 
 from .demo import run_demo
+from .lengths import by_length
 from .report import verdict
 from .table1 import Table, load_records, paper_table, run_table

@@ -8,6 +8,7 @@ from ivon_lora_lite import Predictions, TauSweep
 from ivon_lora_lite.evaluation import METRICS
 from ivon_lora_lite.files import read_json
 from ivon_lora_lite.plots import lengths_figure
+from ivon_lora_lite.studies import by_length
 
 
 @pytest.mark.slow
@@ -37,15 +38,19 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
     learned.main()
 
     monkeypatch.setattr("sys.argv", command)
-    found = passes.results(out, "everyday")
-    assert list(found) == ["AdamW", "AdamW, early-stopped", "AdamW + temperature", "IVON@mean", "IVON, draws"]
-    assert all({n: len(seeds) for n, seeds in by_length.items()} == {2: 2, 1: 1} for by_length in found.values())
+    records = by_length(out, "everyday")
+    assert list(records) == ["AdamW", "AdamW, early-stopped", "AdamW + temperature", "IVON@mean", "IVON"]
+    assert all({n: len(seeds) for n, seeds in lengths.items()} == {1: 1, 2: 2} for lengths in records.values())
+    assert [r.cell.seeds for r in records["IVON"][2]] == [(21,), (42,)]
+    with pytest.raises(FileNotFoundError, match="no finished run on arc_easy"):
+        by_length(out, "arc_easy")
+    found = {title: {n: [r.scores for r in rs] for n, rs in lengths.items()} for title, lengths in records.items()}
     assert found["AdamW"][2][0].keys() == set(METRICS)
     assert len(lengths_figure(found).data) == 4 * 5
     sweep = TauSweep.load(out / "everyday@2-2-passes-seed42-sweep.safetensors")
     assert sweep.taus == passes.TAUS and sweep.logits.shape == (13, 2, 6, 4)
     printed = capsys.readouterr().out
-    assert "everyday@2     2 passes  IVON, draws" in printed and "(2 seeds)" in printed
+    assert "everyday@2     2 passes  IVON  " in printed and "(2 seeds)" in printed
 
     monkeypatch.setattr("ivon_lora_lite.studies.table1.runner.fill", lambda *_: 1 / 0)
     monkeypatch.setattr(passes, "load_run", lambda *_: 1 / 0)
