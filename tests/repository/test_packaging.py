@@ -71,12 +71,14 @@ def test_the_lock_has_the_torch_that_was_tested_and_leaves_cuda_to_pip():
     assert "torch==2.13.0" in recipe  # or the next `make lock` would choose another
 
 
-def test_the_environment_lists_the_same_requirements():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf8"))
-    assert environment["name"] == PROJECT["name"]
+@pytest.mark.parametrize("purpose", ["", "-dev"], ids=["for readers", "for development"])
+def test_the_environment_lists_the_same_requirements(purpose):
+    environment = yaml.safe_load((ROOT / f"environment{purpose}.yml").read_text("utf8"))
+    assert environment["name"] == PROJECT["name"] + purpose
     *conda, pip = environment["dependencies"]
     assert conda == [f"python{PROJECT['requires-python']}", "pip"]
-    assert pip == {"pip": [*REQUIREMENTS, "--editable ."]}
+    wanted = REQUIREMENTS if purpose else [*PROJECT["dependencies"], *EXTRAS["notebooks"]]
+    assert pip == {"pip": [*wanted, "--editable ."]}
 
 
 def test_the_test_extra_has_the_notebooks_own():
@@ -93,7 +95,7 @@ def test_the_embedded_models_version_is_the_same_everywhere(capsys, monkeypatch)
     for room in ("language", "language.locating"):  # the messages for one who lacks it
         monkeypatch.setattr(f"ivon_lora_lite.{room}.embedded_file", lambda: None)
     main(["models"])
-    texts = {name: (ROOT / name).read_text("utf8") for name in ("Makefile", "environment.yml")}
+    texts = {name: (ROOT / name).read_text("utf8") for name in ("Makefile", "environment.yml", "environment-dev.yml")}
     texts |= {"models": capsys.readouterr().out, "error": locating.not_found(locating.EMBEDDED, OSError())}
     found = {name: set(PIN.findall(text)) for name, text in texts.items()}
     assert len(found["Makefile"]) == 1
