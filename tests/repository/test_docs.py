@@ -72,7 +72,7 @@ def test_the_first_search_says_which_trial_was_best():
         assert summary[method]["trial"] == best
 
 
-LENGTHS = {"5": 200, "20 of 100": 500, "20": 800}  # passes over the training questions → steps
+LENGTHS = {"5": 200, "20 of 100": 500, "20": 800, "40": 1600}  # passes over the training questions → steps
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "ivon"])
