@@ -6,8 +6,8 @@ from .prior import sqrt_ess
 
 _PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False}
 # number of steps → settings with the lowest validation NLL with SmolLM2-135M on `everyday` (data/runs/search): 5, 20
-# and 40 passes over 160 questions, and for 500 steps the demo's 20 passes over 100. A clip radius of 0.41 clips a tenth of the
-# coordinates. The right noise grows with the length: σ is 0.035, then 0.071; β₂ is 1 − 0.32/steps
+# and 40 passes over 160 questions, and for 500 steps the demo's 20 passes over 100. A clip radius of 0.41 clips a tenth
+# of the coordinates. The right noise grows with the length: σ is 0.035, then 0.071; β₂ is 1 − 0.32/steps
 _SMALL = {
     "adamw": {200: {"lr": 2.8e-4}, 500: {"lr": 1e-4}, 800: {"lr": 5e-5}, 1600: {"lr": 2.5e-5}},
     "ivon": {
