@@ -1,4 +1,4 @@
-# make demo | test | check | lab | lint | lock — each sets up .venv first; needs Python >= 3.10 and a package index, no model hub.
+# make demo | test | check | lab | docs | lint | lock — each sets up .venv first; needs Python >= 3.10 and a package index, no model hub.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lab lint lock setup clean
+.PHONY: demo test check lab docs lint lock setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m ivon_lora_lite demo --test-size 300 --out outputs/demo
@@ -22,6 +22,10 @@ check: setup lint
 # in a container one is root, and JupyterLab wants to be told that this is meant
 lab: setup
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+
+# the site, for outputs/site/index.html; a warning is an error
+docs: setup
+	$(BIN)/python docs/site.py outputs/site
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "runs" / "demo"
+PASSES = ROOT / "data" / "runs" / "passes"
+STORY = 20  # passes: the length that the text speaks of
 TABLE1 = ROOT / "data" / "runs" / "table1"
 MARKS = "<!-- {} table, made by docs/refresh.py -->", "<!-- end of {} table -->"
 METRICS = ("acc", "ece", "nll", "brier")
@@ -42,6 +44,41 @@ def demo_table() -> str:
         f"{' '.join(map(str, summary['seeds']))} --out data/runs/demo --no-weights --no-report` makes it.",
     ]
     return "\n".join(lines)
+
+
+def passes_table() -> str:
+    """What the paired intervals allow to say of the recorded runs of one length, and how all lengths were made."""
+    from ivon_lora_lite import paired_differences
+    from ivon_lora_lite.evaluation import METRICS
+    from ivon_lora_lite.studies import by_length, verdict
+
+    records = by_length(PASSES)
+    pooled = {title: [r.predictions for r in lengths[STORY]] for title, lengths in records.items()}
+    lines = [f"After {STORY} passes, with 95 % intervals over questions, paired and pooled over seeds:", ""]
+    for a, b, metrics in (
+        ("AdamW", "IVON", METRICS),
+        ("AdamW", "IVON@mean", ("acc", "nll")),
+        ("AdamW + temperature", "IVON", METRICS),
+    ):
+        lines += [f"- {sentence}" for sentence in verdict(paired_differences(pooled[a], pooled[b]), a, b, metrics)]
+    lengths, one = records["AdamW"], records["AdamW"][STORY][0]
+    seeds = "; ".join(f"{n}: {', '.join(str(r.cell.seeds[0]) for r in rs)}" for n, rs in lengths.items())
+    rates = {
+        name: ", ".join(f"{rs[0].content['settings']['lr']:.2g}" for rs in records[name].values())
+        for name in ("AdamW", "IVON")
+    }
+    made, config = one.content["provenance"], one.config
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Provenance: {config['model']} ({config['format']} format), {config['train_size']} training questions of "
+            f"`{one.cell.task}`, steps of {config['batch_size']}, {len(one.predictions.labels)} test questions, "
+            f"{config['samples']} draws; passes and seeds {seeds}; ECE with 10 bins; learning rates by length "
+            f"{rates['AdamW']} (AdamW) and {rates['IVON']} (IVON); {made['device']}, {made['date']}. "
+            "`python benchmarks/passes.py --work outputs/passes --out data/runs/passes --tasks everyday` makes them.",
+        ]
+    )
 
 
 def optimizer_table() -> str:
@@ -83,11 +120,26 @@ def methods_table() -> str:
 
 def readme(text: str) -> str:
     """README with the tables between their marks replaced."""
-    for name, table in (("demo", demo_table), ("methods", methods_table), ("optimizer", optimizer_table)):
+    for name, table in (
+        ("passes", passes_table),
+        ("demo", demo_table),
+        ("methods", methods_table),
+        ("optimizer", optimizer_table),
+    ):
         begin, end = (mark.format(name) for mark in MARKS)
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
     return text
+
+
+def lengths_picture(path: Path) -> None:
+    """The four metrics against the length of training."""
+    from ivon_lora_lite.plots import lengths_figure
+    from ivon_lora_lite.studies import by_length
+
+    records = by_length(PASSES)
+    scores = {title: {n: [r.scores for r in rs] for n, rs in lengths.items()} for title, lengths in records.items()}
+    lengths_figure(scores).write_image(path, width=1000, height=560, scale=2)
 
 
 def picture(path: Path) -> None:
@@ -107,3 +159,4 @@ if __name__ == "__main__":
     file.write_text(readme(file.read_text("utf8")), "utf8")
     if "--no-picture" not in sys.argv:
         picture(ROOT / "docs" / "tau.png")
+        lengths_picture(ROOT / "docs" / "lengths.png")

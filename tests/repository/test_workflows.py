@@ -45,8 +45,8 @@ def workflow(request) -> dict:
     return load(request.param.stem)
 
 
-def test_there_are_two():
-    assert [path.stem for path in FILES] == ["drift", "test"]
+def test_there_are_three():
+    assert [path.stem for path in FILES] == ["drift", "site", "test"]
 
 
 def test_test_makes_what_ci_makes():
@@ -84,6 +84,13 @@ def test_the_pythons_are_those_that_the_package_supports():
     assert classified == versions
 
 
+def test_the_site_is_built_by_make_and_what_it_wrote_is_published():
+    site = load("site")
+    assert make_targets(commands(site)) == ["docs"] and set(site["on"]) == {"push", "workflow_dispatch"}
+    (upload,) = (step for step in steps(site) if "upload-pages-artifact" in step.get("uses", ""))
+    assert f"docs/site.py {upload['with']['path']}" in (ROOT / "Makefile").read_text("utf8")
+
+
 def test_drift_uses_the_newest_of_these_pythons():
     (setup,) = (step for step in steps(load("drift")) if "setup-python" in step.get("uses", ""))
     assert setup["with"]["python-version"] == python_versions(load("test"))[-1]
@@ -99,6 +106,8 @@ def test_the_environment_is_offline_for_models_and_without_cuda(workflow):
 
 def test_a_browser_is_found_before_the_tests(workflow):
     script = commands(workflow)
+    if "make test" not in script:
+        return
     for name in BROWSERS:
         assert -1 < script.find(f"command -v {name}") < script.index("make test")
 
@@ -119,8 +128,10 @@ def test_actions_are_githubs_own_and_pinned_to_a_major_version(workflow):
 
 def test_nothing_secret_is_used_and_nothing_can_be_written(workflow):
     assert workflow["permissions"] == {"contents": "read"}
-    for job in workflow["jobs"].values():
-        assert "permissions" not in job
+    allowed = {"publish": {"pages": "write", "id-token": "write"}}  # what Pages asks for, of a job that runs no code
+    for name, job in workflow["jobs"].items():
+        assert job.pop("permissions", None) == allowed.get(name)
+        assert name not in allowed or not [step for step in job["steps"] if "run" in step]
     text = yaml.safe_dump(workflow)
     assert not re.search(r"secrets|token|upload-artifact", text, re.I)
     for step in steps(workflow):
