@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "runs" / "demo"
 PASSES = ROOT / "data" / "runs" / "passes"
-STORY = 20  # passes: the length that the text speaks of
+SHORT, LONG = 5, 20  # passes: the lengths that the text speaks of
 TABLE1 = ROOT / "data" / "runs" / "table1"
 MARKS = "<!-- {} table, made by docs/refresh.py -->", "<!-- end of {} table -->"
 METRICS = ("acc", "ece", "nll", "brier")
@@ -47,21 +47,42 @@ def demo_table() -> str:
 
 
 def passes_table() -> str:
-    """What the paired intervals allow to say of the recorded runs of one length, and how all lengths were made."""
+    """What the paired intervals allow to say of the recorded runs of two lengths, and how all lengths were made."""
     from ivon_lora_lite import paired_differences
     from ivon_lora_lite.evaluation import METRICS
     from ivon_lora_lite.studies import by_length, verdict
 
     records = by_length(PASSES)
-    pooled = {title: [r.predictions for r in lengths[STORY]] for title, lengths in records.items()}
-    lines = [f"After {STORY} passes, with 95 % intervals over questions, paired and pooled over seeds:", ""]
-    for a, b, metrics in (
-        ("AdamW", "IVON", METRICS),
-        ("AdamW", "IVON@mean", ("acc", "nll")),
-        ("AdamW + temperature", "IVON", METRICS),
+    pooled = {(title, n): [r.predictions for r in rs] for title, lines in records.items() for n, rs in lines.items()}
+    some, every = ("acc", "nll"), METRICS
+    lines = []
+    for heading, comparisons in (
+        (
+            f"After {LONG} passes, with 95 % intervals over questions, paired and pooled over seeds:",
+            [
+                (("AdamW", LONG), ("IVON", LONG), every),
+                (("AdamW", LONG), ("IVON@mean", LONG), some),
+                (("AdamW + temperature", LONG), ("IVON", LONG), every),
+            ],
+        ),
+        (
+            f"Between {SHORT} and {LONG} passes, and after {SHORT}:",
+            [
+                (("AdamW", SHORT), ("AdamW", LONG), some),
+                (("IVON", SHORT), ("IVON", LONG), some),
+                (("AdamW", SHORT), ("IVON", LONG), some),
+                (("AdamW + temperature", SHORT), ("IVON", LONG), ("nll",)),
+                (("AdamW", SHORT), ("IVON", SHORT), some),
+                (("AdamW + temperature", SHORT), ("IVON", SHORT), ("nll",)),
+            ],
+        ),
     ):
-        lines += [f"- {sentence}" for sentence in verdict(paired_differences(pooled[a], pooled[b]), a, b, metrics)]
-    lengths, one = records["AdamW"], records["AdamW"][STORY][0]
+        lines += [heading, ""]
+        for a, b, metrics in comparisons:
+            names = [title if a[1] == b[1] else f"{title} after {n} passes" for title, n in (a, b)]
+            lines += [f"- {said}" for said in verdict(paired_differences(pooled[a], pooled[b]), *names, metrics)]
+        lines.append("")
+    lengths, one = records["AdamW"], records["AdamW"][LONG][0]
     seeds = "; ".join(f"{n}: {', '.join(str(r.cell.seeds[0]) for r in rs)}" for n, rs in lengths.items())
     rates = {
         name: ", ".join(f"{rs[0].content['settings']['lr']:.2g}" for rs in records[name].values())
@@ -71,7 +92,6 @@ def passes_table() -> str:
     return "\n".join(
         [
             *lines,
-            "",
             f"Provenance: {config['model']} ({config['format']} format), {config['train_size']} training questions of "
             f"`{one.cell.task}`, steps of {config['batch_size']}, {len(one.predictions.labels)} test questions, "
             f"{config['samples']} draws; passes and seeds {seeds}; ECE with 10 bins; learning rates by length "
