@@ -1,16 +1,18 @@
-"""Notebook 06: its training loop beside `finetune`, its straight line in √τ beside exact draws."""
+"""Notebook 06: its training loop beside `finetune`, and what it says of recorded runs."""
 
 import pytest
 import torch
 from cells import defined_in
+from conftest import ROOT
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, RandomSampler
 
-from ivon_lora_lite import IVON, GaussianPosterior, finetune, load_task, lora_parameters, predict
+from ivon_lora_lite import IVON, GaussianPosterior, finetune, load_task, lora_parameters
 from ivon_lora_lite import reset_lora
 from ivon_lora_lite import trainable
 from ivon_lora_lite import hyperparameters
 from ivon_lora_lite import answer_logits, answer_loss, collate
+from ivon_lora_lite.studies import by_length
 
 NOTEBOOK = "06_finetune.ipynb"
 
@@ -51,18 +53,21 @@ def test_another_seed_gives_other_weights(train_ivon, train, tiny_model):
     assert any((p.detach() - run.weights[name]).abs().max() > 1e-3 for name, p in trainable(model).items())
 
 
-def test_the_straight_line_is_exact_at_its_ends_and_close_between(tiny_model, train):
-    between = defined_in(NOTEBOOK, "between", torch=torch)["between"]
-    model = tiny_model(trained=True)
-    posterior = GaussianPosterior.isotropic(model, 0.001**2)
-    options = {"posterior": posterior, "samples": 4}
-    mean = predict(model, train[:6], posterior=posterior)
-    draws = predict(model, train[:6], **options)
-    torch.testing.assert_close(between(mean.logits, draws.logits, 0.0), mean.ensemble())
-    torch.testing.assert_close(between(mean.logits, draws.logits, 1.0), draws.ensemble())
-    for tau in (0.1, 0.25, 0.5):
-        exact = predict(model, train[:6], tau=tau, **options).ensemble()
-        error = (between(mean.logits, draws.logits, tau) - exact).abs().max()
-        wrong = (between(mean.logits, draws.logits, tau**2) - exact).abs().max()  # τ in place of √τ
-        assert error < 0.1 * (draws.ensemble() - mean.ensemble()).abs().max()
-        assert error < 0.3 * wrong
+def test_what_it_says_of_more_passes_is_recorded():
+    """After five passes a fitted temperature beats both; early stopping brings nothing; IVON's mean is overconfident."""
+    records = by_length(ROOT / "data" / "runs" / "passes")
+    mean = {
+        (title, n): {m: sum(r.scores[m] for r in rs) / len(rs) for m in rs[0].scores}
+        for title, lines in records.items()
+        for n, rs in lines.items()
+    }
+    assert min(("AdamW", "AdamW + temperature", "IVON"), key=lambda t: mean[t, 5]["nll"]) == "AdamW + temperature"
+    for metric in ("nll", "brier"):
+        assert mean["AdamW", 20][metric] > mean["AdamW", 5][metric]
+        assert mean["IVON", 20][metric] < mean["IVON", 5][metric]
+        assert mean["AdamW", 20][metric] == pytest.approx(mean["AdamW, early-stopped", 20][metric], abs=0.003)
+    assert mean["IVON@mean", 20]["ece"] > 3 * mean["IVON", 20]["ece"]
+    assert mean["AdamW + temperature", 20]["nll"] > mean["AdamW + temperature", 5]["nll"]
+    assert mean["IVON", 40]["nll"] > mean["IVON", 20]["nll"]
+    best = max(("AdamW", "AdamW + temperature", "IVON@mean", "IVON"), key=lambda t: mean[t, 20]["acc"])
+    assert best.startswith("IVON") and min(mean, key=lambda key: mean[key]["nll"]) == ("IVON", 20)

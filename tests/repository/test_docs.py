@@ -189,7 +189,7 @@ def test_what_the_readme_says_of_gates_is_recorded():
         assert low <= trial["scores"]["acc"] <= high and trial["share"] < 0.5
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/compatibility.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/compatibility.md", "docs/claims.md"])
 def test_every_test_that_backs_a_promise_exists(page):
     text = (ROOT / page).read_text("utf8")
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text) + [
@@ -197,7 +197,7 @@ def test_every_test_that_backs_a_promise_exists(page):
         for file, more in re.findall(r"`(test_\w+\.py)::test_\w+`((?:, `…::test_\w+`)+)", text)
         for name in re.findall(r"test_\w+", more)
     ]
-    assert len(named) > 10
+    assert len(named) > 8
     for file, name in named:
         (path,) = (ROOT / "tests").rglob(file)
         assert f"def {name}(" in path.read_text("utf8"), (file, name)
