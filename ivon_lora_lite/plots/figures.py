@@ -191,14 +191,18 @@ def lengths_figure(results: Mapping[str, Mapping[float, Sequence[Mapping[str, fl
 
     Args:
         results: method → passes over the training questions → scores, one per seed. Methods whose titles start with
-            ``AdamW`` or ``IVON`` have these colours, the first of each the full line, further ones dashed and dotted.
+            ``AdamW`` or ``IVON`` have these colours, the first of each without an @ the full line, further ones dashed
+            and dotted.
     """
     titles = [f"<b>{TITLES[name]}</b>" for name in METRICS]
     figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.11)
-    dashes: dict[str, list[str]] = {}
-    for method, by_length in results.items():
+    free: dict[str, list[str]] = {}
+    looks: dict[str, tuple[str, str]] = {}  # method → colour, dash
+    for method in sorted(results, key=lambda title: "@" in title):
         color = COLORS["ivon" if method.startswith("IVON") else "adamw" if method.startswith("AdamW") else "before"]
-        dash = dashes.setdefault(color, ["solid", "dash", "dot", "dashdot"]).pop(0)
+        looks[method] = color, free.setdefault(color, ["solid", "dash", "dot", "dashdot"]).pop(0)
+    for method, by_length in results.items():
+        color, dash = looks[method]
         lengths = sorted(by_length)
         for k, name in enumerate(METRICS):
             values = [torch.tensor([scores[name] for scores in by_length[n]], dtype=torch.float64) for n in lengths]

@@ -432,6 +432,8 @@ def test_lengths_are_means_with_standard_errors_over_seeds():
         assert trace.line.color == COLORS["adamw"] and trace.name == "AdamW"
     assert figure.data[4].line.color == COLORS["ivon"]
     assert list(figure.layout.xaxis.tickvals) == [5, 20]
+    both = lengths_figure({"IVON@mean": {5: [scores(0.0)]}, "IVON": {5: [scores(1.0)]}})
+    assert [(trace.name, trace.line.dash) for trace in both.data[::4]] == [("IVON@mean", "dash"), ("IVON", "solid")]
 
 
 def test_a_question_is_shown_draw_by_draw():
