@@ -23,7 +23,7 @@ def answer_figure(choices: Sequence[str], mean: Tensor, draws: Tensor) -> go.Fig
     places = list(range(len(choices)))
     figure.add_bar(
         x=[p - WIDTH / 2 for p in places], y=rounded(mean), width=WIDTH, name="at the mean",
-        marker={"color": COLORS["ivon"], "opacity": 0.4}, hovertemplate="at the mean %{y:.3f}<extra></extra>",
+        marker={"color": "rgba(31, 95, 191, 0.4)"}, hovertemplate="at the mean %{y:.3f}<extra></extra>",
     )  # fmt: skip
     figure.add_bar(
         x=[p + WIDTH / 2 for p in places], y=rounded(draws.mean(0)), width=WIDTH, name=f"average of {len(draws)}",
