@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import peft
 import pytest
 import torch
 import transformers
+from conftest import ROOT
 from huggingface_hub import ModelCard
 
 from ivon_lora_lite import finetune, load_model, load_run, load_task, predict, score
@@ -107,3 +109,19 @@ def test_a_temperature_is_chosen_for_draws_only(tiny_folder, tmp_path, capsys):
     command = ["finetune", "--model", str(tiny_folder), "--out", str(tmp_path / "run"), "--choose-tau"]
     assert main([*command, "--optimizer", "adamw"]) == 2 and "about the draws of IVON" in capsys.readouterr().err
     assert main([*command, "--samples", "0"]) == 2
+
+
+def test_transformers_serves_the_mean_and_draws_as_the_page_says(run, task, tiny_folder, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text("utf8"), re.S)
+    monkeypatch.chdir(tmp_path)
+    run.save("outputs/run")
+    for seed in (0, 1):
+        run.save_draw(f"outputs/draw-{seed}", seed=seed)
+    names = {}
+    exec(code.replace('"base"', repr(str(tiny_folder))), names)
+    model, tokenizer = names["model"], run.model.tokenizer
+    drawn = predict(run, task.test[:4], samples=2).logits
+    torch.testing.assert_close(logits_of(model, tokenizer, task), drawn[:1], atol=1e-4, rtol=1e-3)
+    model.set_adapter("mean")
+    at_mean = predict(run, task.test[:4]).logits
+    torch.testing.assert_close(logits_of(model, tokenizer, task), at_mean, atol=1e-4, rtol=1e-3)
