@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -175,7 +176,8 @@ def with_threshold(
     count = samples if run.posterior is not None else 0
     drawn = predict(run, questions, samples=count, tau=tau_of(run), progress=progress)
     decision = abstain(drawn, coverage)
-    facts = {"coverage": coverage, "threshold": round(1 - decision.threshold, 6), "questions": len(questions)}
+    threshold = math.floor(1e6 * (1 - decision.threshold)) / 1e6  # down, so that the last one that is answered stays so
+    facts = {"coverage": coverage, "threshold": threshold, "questions": len(questions)}
     facts |= {"accuracy": decision.accuracy, "accuracy_of_all": decision.accuracy_of_all}
     return replace(run, config={**run.config, "abstain": facts})
 

@@ -248,10 +248,10 @@ def test_a_suggestion_is_printed_and_used(model, tmp_path, capsys):
     out = tmp_path / "run"
     options = ("--suggest", "--hess-init", 2e-3, "--samples", 0)
     assert command("finetune", "--model", model, *SMALL, *options, "--out", out) == 0
-    ess = float(re.search(r"σ \S+, λ (\S+) at h₀ 0.002, β₂ 0.95: the noise costs", capsys.readouterr().out)[1])
+    ess = float(re.search(r"σ \S+, λ (\S+) at h₀ 0.002, β₂ 0.84: the noise costs", capsys.readouterr().out)[1])
     settings = json.loads((out / "run.json").read_text("utf8"))["config"]["settings"]
     assert settings["ess"] == pytest.approx(ess, rel=0.01) and settings["hess_init"] == 2e-3
-    assert settings["beta2"] == 1 - 0.1 / 2  # of two steps
+    assert settings["beta2"] == 1 - 0.32 / 2  # of two steps
 
 
 @pytest.mark.slow
