@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "runs" / "demo"
 PASSES = ROOT / "data" / "runs" / "passes"
+LEARNED = ROOT / "data" / "runs" / "learned" / "everyday@2-20-passes.json"
 SHORT, LONG = 5, 20  # passes: the lengths that the text speaks of
 TABLE1 = ROOT / "data" / "runs" / "table1"
 MARKS = "<!-- {} table, made by docs/refresh.py -->", "<!-- end of {} table -->"
@@ -101,6 +102,30 @@ def passes_table() -> str:
     )
 
 
+def learned_table() -> str:
+    """What the learned variance adds to draws, against other variances around the mean, in words."""
+    from ivon_lora_lite.evaluation import METRICS
+    from ivon_lora_lite.studies import verdict
+
+    record = json.loads(LEARNED.read_text("utf8"))
+    names = {
+        "one size": "the same mean with one σ for all weights",
+        "one size a tensor": "the same mean with one σ a matrix",
+        "h stays": "training with an h that stays",
+    }
+    lines = []
+    for kind, name in names.items():
+        said = verdict(record["learned_minus"][kind], name, "The learned variance", METRICS)
+        lines += [f"- {sentence}" for sentence in said]
+    drift = ", ".join(f"{s['variance_drift']:.2f}" for s in record["sigma"].values())
+    note = (
+        f"Seeds {', '.join(record['seeds'])}, {record['passes']} passes, ten draws; the mean of v ended at {drift} "
+        f"times its start; {record['provenance']['date']}. `python benchmarks/learned.py --work outputs/passes "
+        "--out data/runs/learned` makes it."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def optimizer_table() -> str:
     """The recorded optimizer benchmark as Markdown."""
     record = json.loads((ROOT / "data" / "runs" / "optimizer-cpu.json").read_text())
@@ -142,6 +167,7 @@ def readme(text: str) -> str:
     """README with the tables between their marks replaced."""
     for name, table in (
         ("passes", passes_table),
+        ("learned", learned_table),
         ("demo", demo_table),
         ("methods", methods_table),
         ("optimizer", optimizer_table),
@@ -162,6 +188,14 @@ def lengths_picture(path: Path) -> None:
     lengths_figure(scores).write_image(path, width=1000, height=560, scale=2)
 
 
+def sigma_picture(path: Path) -> None:
+    """The learned σ by layer and matrix, of the first recorded seed."""
+    from ivon_lora_lite.plots import sigma_figure
+
+    seed = next(iter(json.loads(LEARNED.read_text("utf8"))["sigma"].values()))
+    sigma_figure(seed["tensors"], start=seed["start"]).write_image(path, width=1000, height=400, scale=2)
+
+
 def picture(path: Path) -> None:
     """The τ trade-off over seeds, from the recorded demo."""
     from ivon_lora_lite import TauSweep
@@ -180,3 +214,4 @@ if __name__ == "__main__":
     if "--no-picture" not in sys.argv:
         picture(ROOT / "docs" / "tau.png")
         lengths_picture(ROOT / "docs" / "lengths.png")
+        sigma_picture(ROOT / "docs" / "sigma.png")

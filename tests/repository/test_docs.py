@@ -126,6 +126,22 @@ def test_what_the_readme_says_of_more_passes_is_recorded():
                 assert record.content["settings"] == hyperparameters(name, "small", "everyday", steps)
 
 
+def test_what_the_readme_says_of_the_learned_variance_is_recorded():
+    """Spread evenly it ruins accuracy and NLL; against an h that stays the Brier score alone is told apart."""
+    record = read_json(RUNS / "learned" / "everyday@2-20-passes.json")
+    assert record["seeds"] == ["21", "42", "87"]
+    for kind in ("one size", "one size a tensor"):
+        differences = record["learned_minus"][kind]
+        assert differences["acc"]["interval"][0] > 0.05 and differences["nll"]["interval"][1] < -0.1
+    stays = {name: d["interval"] for name, d in record["learned_minus"]["h stays"].items()}
+    assert all(stays[name][0] < 0 < stays[name][1] for name in ("acc", "ece", "nll")) and stays["brier"][1] < 0
+    for seed in record["sigma"].values():
+        every = sorted((q["p50"], name) for name, q in seed["tensors"].items())
+        lowest = {name for _, name in every[:2]}  # the medians of two matrices
+        assert all(".v_proj.lora_B." in name and re.search(r"\.layers\.[01]\.", name) for name in lowest)
+        assert every[0][0] < 0.55 * seed["start"] and every[len(every) // 2][0] > seed["start"]
+
+
 def test_what_the_readme_says_of_temperature_scaling_in_the_demo():
     """Against IVON's draws: the same ECE and NLL within the intervals, a higher Brier score."""
     files = ["adamw-temperature", "ivon"]
