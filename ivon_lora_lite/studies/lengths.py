@@ -7,7 +7,7 @@ from ..language import full_name
 from ..methods import METHODS
 from .table1 import Record, load_records
 
-TITLES = {"temperature": "AdamW + temperature", "ivon": "IVON"}  # where a table's title needs its neighbours
+TITLES = {"temperature": "AdamW + temperature"}  # where a table's title needs the row above it
 
 
 def by_length(folder: str | os.PathLike, task: str = "everyday") -> dict[str, dict[int, list[Record]]]:

@@ -150,3 +150,11 @@ def test_records_count_where_they_are_named_and_without_their_logs():
     assert prose.violations("x.md", f"{text} (data/runs/everyday-demo)", "") == []
     assert len(prose.violations("x.md", f"{text} (data/runs/everyday-search)", "")) == 1
     assert prose.numbers_of_json({"a": [1, {"b": 2.5}], "history": [{"loss": 9.0}], "c": "7", "d": True}) == [1.0, 2.5]
+
+
+def test_the_troubleshooting_page_names_what_a_run_logs():
+    from ivon_lora_lite.training.trainer import LOGGED
+
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf8")
+    named = set(re.findall(r"`ivon_(\w+)`", text))
+    assert named and named <= set(LOGGED)

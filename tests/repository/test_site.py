@@ -39,7 +39,7 @@ def test_three_pages_are_whole_without_a_network(site, offline):
 @pytest.mark.slow
 def test_every_subpackage_has_its_reference(site):
     page = (site / "docs" / "api.html").read_text("utf8")
-    for name in ("ivon.optimizer.IVON", "posterior.gaussian.GaussianPosterior", "training.finetuning.finetune"):
-        assert f'id="ivon_lora_lite.{name}"' in page or name.rpartition(".")[2] in page
+    for name in ("ivon.IVON", "posterior.GaussianPosterior", "training.finetune"):
+        assert f'id="ivon_lora_lite.{name}"' in page
     rooms = {path.parent.name for path in (ROOT / "ivon_lora_lite").glob("*/__init__.py")} - {"cli"}
     assert set(load_script("docs/site.py").ROOMS) == rooms
