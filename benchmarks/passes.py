@@ -5,8 +5,7 @@
 SmolLM2-135M on the first 160 training questions. Every length is a run of its own with its own decay of the learning
 rate and the small preset's settings for that length, which were chosen on validation questions of `everyday`
 (`benchmarks/search.py`). `everyday` is scored on all its test questions, ARC-Easy (`--hub`) too. A length is a table of
-its own (`ivon_lora_lite table1`): resumable, whole cells only. `--out` gets scores and logits, without weights. At 20
-passes IVON is also sampled at 13 temperatures.
+its own (`ivon_lora_lite table1`): resumable, whole cells only. `--out` gets scores and logits, without weights.
 
 `--show` prints what is finished.
 """
@@ -14,7 +13,7 @@ passes IVON is also sampled at 13 temperatures.
 import argparse
 from pathlib import Path
 
-from ivon_lora_lite import load_model, load_run, load_task, run_table, tau_sweep
+from ivon_lora_lite import run_table
 from ivon_lora_lite.language import full_name
 from ivon_lora_lite.methods import Settings
 from ivon_lora_lite.studies import by_length
@@ -24,7 +23,6 @@ ROWS = ("adamw", "adamw@early", "temperature", "ivon@mean", "ivon")
 # task → passes → how many seeds; in this order, so that a stopped run has the lengths that matter most
 LENGTHS = {"everyday": {20: 3, 5: 3, 40: 3, 10: 3, 2: 3, 60: 1}, "arc_easy": {20: 3, 5: 3}}
 SEEDS = (21, 42, 87)
-SWEPT, TAUS = 20, (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 TRAIN_SIZE, BATCH_SIZE = 160, 4
 
 
@@ -39,22 +37,6 @@ def settings(passes: int, args: argparse.Namespace) -> Settings:
 
 def folder(base: Path, passes: int) -> Path:
     return base / f"{passes}-passes"
-
-
-def sweep(task: str, args: argparse.Namespace) -> None:
-    """IVON's runs at one length, sampled at many temperatures."""
-    questions = load_task(task, hub=args.hub).test[: args.test_size]
-    for seed in SEEDS[: LENGTHS[task][SWEPT]]:
-        file = args.out / f"{full_name(task)}-{SWEPT}-passes-seed{seed}-sweep.safetensors"
-        if file.exists():
-            continue
-        source = folder(args.work, SWEPT) / full_name(task) / "ivon" / f"seed{seed}"
-        run = load_run(source, load_model(args.model, dtype=args.dtype, progress=False))
-        facts = {"task": full_name(task), "passes": SWEPT, "run_seed": seed}
-        tau_sweep(run, questions, taus=TAUS, samples=args.samples, elsewhere=min(4, args.samples), metadata=facts).save(
-            file
-        )
-        print(f"{file.name} is written", flush=True)
 
 
 def main() -> None:
@@ -81,8 +63,6 @@ def main() -> None:
                     continue
                 run_table(folder(args.work, passes), [task], ROWS, SEEDS[:count], settings(passes, args), hub=args.hub)
                 export(folder(args.work, passes), folder(args.out, passes))
-                if passes == SWEPT:
-                    sweep(task, args)
     for task in args.tasks:
         if not list(args.out.glob(f"*-passes/{full_name(task)}")):
             continue

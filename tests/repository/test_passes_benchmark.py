@@ -1,10 +1,10 @@
-"""benchmarks/passes.py and learned.py on a tiny model: every length a table of its own, and nothing is made twice."""
+"""passes.py, learned.py and sweeps.py on a tiny model: every length a table of its own, nothing made twice."""
 
 import pytest
 import torch
 from conftest import load_script
 
-from ivon_lora_lite import Predictions, TauSweep
+from ivon_lora_lite import GaussianPosterior, Predictions, TauSweep
 from ivon_lora_lite.evaluation import METRICS
 from ivon_lora_lite.files import read_json
 from ivon_lora_lite.plots import lengths_figure
@@ -15,7 +15,6 @@ from ivon_lora_lite.studies import by_length
 def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsys):
     passes = load_script("benchmarks/passes.py")
     monkeypatch.setattr(passes, "LENGTHS", {"everyday": {2: 2, 1: 1}})
-    monkeypatch.setattr(passes, "SWEPT", 2)
     out = tmp_path / "out"
     command = ["passes.py", "--work", str(tmp_path / "work"), "--out", str(out), "--model", str(tiny_folder)]
     command += ["--tasks", "everyday", "--train-size", "8", "--test-size", "6", "--validation-size", "4"]
@@ -37,6 +36,24 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(learned, "other", lambda *_: 1 / 0)
     learned.main()
 
+    sweeps = load_script("benchmarks/sweeps.py")
+    again = ["sweeps.py", *shared, "--out", str(tmp_path / "sweeps"), "--passes", "2", "--seeds", "21", "42"]
+    again += ["--test-size", "6", "--validation-size", "4", "--samples", "3", "--elsewhere", "2", "--many", "5"]
+    monkeypatch.setattr("sys.argv", again)
+    sweeps.main()
+    seed21, seed42 = (tmp_path / "sweeps" / f"everyday@2-seed{seed}" for seed in (21, 42))
+    sweep = TauSweep.load(seed42 / "test.safetensors")
+    assert sweep.taus == sweeps.TAUS and sweep.logits.shape == (13, 3, 6, 4) and sweep.linear is not None
+    assert set(sweep.drawn) == {1, 2, 3}
+    assert set(TauSweep.load(seed42 / "validation.safetensors").drawn) == {1, 3}
+    assert Predictions.load(seed21 / "draws.safetensors").samples == 5 and not (seed42 / "draws.safetensors").exists()
+    cut = Predictions.load(seed42 / "pruned.safetensors")
+    assert cut.logits.shape == (16, 6, 4) and cut.metadata["rows"][1] == [0.1, "ratio"]
+    assert torch.equal(cut.logits[0], sweep.logits[0, 0])
+    monkeypatch.setattr(sweeps, "sampled", lambda *_: 1 / 0)
+    monkeypatch.setattr(sweeps, "prune", lambda *_: 1 / 0)
+    sweeps.main()
+
     monkeypatch.setattr("sys.argv", command)
     records = by_length(out, "everyday")
     assert list(records) == ["AdamW", "AdamW, early-stopped", "AdamW + temperature", "IVON@mean", "IVON"]
@@ -47,13 +64,26 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
     found = {title: {n: [r.scores for r in rs] for n, rs in lengths.items()} for title, lengths in records.items()}
     assert found["AdamW"][2][0].keys() == set(METRICS)
     assert len(lengths_figure(found).data) == 4 * 5
-    sweep = TauSweep.load(out / "everyday@2-2-passes-seed42-sweep.safetensors")
-    assert sweep.taus == passes.TAUS and sweep.logits.shape == (13, 2, 6, 4)
     printed = capsys.readouterr().out
     assert "everyday@2     2 passes  IVON  " in printed and "(2 seeds)" in printed
 
     monkeypatch.setattr("ivon_lora_lite.studies.table1.runner.fill", lambda *_: 1 / 0)
-    monkeypatch.setattr(passes, "load_run", lambda *_: 1 / 0)
     passes.main()  # nothing is repeated
     monkeypatch.setattr("sys.argv", ["passes.py", "--out", str(out), "--show", "--tasks", "everyday"])
     passes.main()
+
+
+def test_what_is_pruned_is_smallest_by_its_own_measure():
+    mean = {"a": torch.tensor([3.0, -1.0, 2.0, 0.5]), "b": torch.tensor([-4.0, 0.1])}
+    variance = {"a": torch.tensor([100.0, 0.01, 100.0, 1e-4]), "b": torch.tensor([1.0, 1e-4])}
+    posterior = GaussianPosterior(mean, variance)
+    pruned = load_script("benchmarks/sweeps.py").pruned
+
+    def gone(order, seed=0):
+        cut = pruned(posterior, 0.5, order, seed).mean
+        return {(n, i) for n, t in cut.items() for i, value in enumerate(t) if value == 0}
+
+    assert gone("ratio") == {("a", 0), ("a", 2), ("b", 0)}  # |m|/σ of .3, .2 and 4, against 10, 50 and 10
+    assert gone("size") == {("a", 1), ("a", 3), ("b", 1)}
+    assert all(len(gone("random", seed)) == 3 for seed in range(20))
+    assert len({frozenset(gone("random", seed)) for seed in range(20)}) > 5
