@@ -38,6 +38,7 @@ def refresh(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": HERE}}
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources, coalesce_streams=True)
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"  # one form of a figure, and not plotly.js beside it
     with client.setup_kernel():
         for index, cell in enumerate(list(notebook.cells)):
             client.execute_cell(cell, index)
