@@ -142,7 +142,8 @@ def seeds_figure(
         adamw: task → the scores of AdamW, one per seed.
 
     Returns:
-        Panels ``[tasks, 4]``. Bars are standard errors over seeds; the linearised curve and AdamW are means.
+        Panels ``[tasks, 4]``. Bars are standard errors over seeds; the linearised curve and AdamW are means. Every τ
+        has as many draws as the τ that has the fewest, so that the curves show what τ does.
     """
     titles = [f"<b>{TITLES[name]}</b>" for name in METRICS]  # over the first row; the rows are named at the left
     figure = make_subplots(
@@ -153,7 +154,8 @@ def seeds_figure(
             raise ValueError(f"The sweeps of {task} are on different τ, so they have no common curve.")
         taus = line_taus(seeds[0])
         linear = [s.linear_curves(taus) for s in seeds if s.linear is not None]
-        sampled = [s.curves() for s in seeds]
+        fewest = min(count for s in seeds for tau, count in zip(s.taus, s.drawn) if tau or len(s.taus) == 1)
+        sampled = [s.curves(fewest) for s in seeds]
         for col, name in enumerate(METRICS, start=1):
             place = {"row": row, "col": col, "showlegend": row == col == 1}
             mean, error = mean_and_error([curve[name] for curve in sampled])
@@ -168,8 +170,8 @@ def seeds_figure(
                 )  # fmt: skip
             figure.add_scatter(
                 x=seeds[0].taus, y=rounded(mean, 3), error_y={"array": rounded(error, 3), "thickness": 1.5},
-                mode="markers", name="IVON, draws", legendgroup="ivon", marker={"color": COLORS["ivon"], "size": 8},
-                **place,
+                mode="markers", name=f"IVON, {draws_text(fewest)}", legendgroup="ivon",
+                marker={"color": COLORS["ivon"], "size": 8}, **place,
             )  # fmt: skip
             if adamw:
                 level, _ = mean_and_error([torch.tensor(float(scores[name])) for scores in adamw[task]])

@@ -48,3 +48,12 @@ def test_without_a_linearised_gaussian_or_adamw_only_the_draws_are_shown():
 def test_sweeps_on_different_taus_are_refused():
     with pytest.raises(ValueError, match="different τ"):
         seeds_figure({"one": [sweep(1), sweep(2, taus=(0.0, 0.5))]})
+
+
+def test_every_tau_has_as_many_draws_as_the_one_with_the_fewest():
+    whole = sweep(1, taus=(0.0, 0.5, 1.0))
+    fewer = TauSweep(whole.taus, whole.logits, whole.labels, drawn=(1, 2, 3))
+    figure = seeds_figure({"one": [fewer, fewer]})
+    nll = next(t for t in figure.data if t.yaxis == f"y{list(METRICS).index('nll') + 1}")
+    assert nll.y[2] == pytest.approx(whole.scores(1.0, 2, intervals=False)["nll"], abs=6e-4)
+    assert {t.name for t in figure.data} == {"IVON, 2 draws"}
