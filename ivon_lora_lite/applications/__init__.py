@@ -5,4 +5,4 @@
 """
 
 from .merging import merge_runs, merged_mean
-from .sensitivity import Sensitivity, influence, memory_perturbation, sensitivity
+from .sensitivity import Sensitivity, influence, leave_one_out, memory_perturbation, sensitivity

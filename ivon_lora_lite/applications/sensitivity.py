@@ -7,7 +7,8 @@ about one natural-gradient step on its loss, and changes the losses of others an
 
 With v = 1/(λ(h + δ)) this is 1/N · ∇ℓ_i/(h + δ): λ drops out, and h has to have been learned. The last of the three is
 an estimate of how much worse an example would fare had it not been trained on; with it the training loss becomes an
-estimate of the test loss that needs no held-out questions.
+estimate of the test loss that needs no held-out questions. Seen through the linearised model, Δm_i moves the logits of
+example i by  (λ/N) J_i diag(v) J_iᵀ r_i  with  r = softmax f − y,  which gives the estimate for predictions at every τ.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..evaluation import Factors, visit_gradients
+from ..evaluation import Factors, Linearized, visit_gradients
 from ..language import Question
 from ..training import Run
 
@@ -82,6 +83,25 @@ def sensitivity(run: Run, questions: Sequence[Question], *, batch_size: int = 8,
     options = {"format": run.config["format"], "batch_size": batch_size, "progress": progress}
     visit_gradients(run.model, run.posterior.mean, questions, visit, **options)
     return Sensitivity(loss, change)
+
+
+def leave_one_out(run: Run, line: Linearized) -> Linearized:
+    """Logits of the training questions as if each had been left out: to judge or to choose τ without held-out ones.
+
+    ``choose_tau(leave_one_out(run, linearized(run, train)))`` is a τ that no validation question has seen.
+
+    Args:
+        run: an IVON run whose h was learned.
+        line: ``linearized(run, questions)`` of its N training questions.
+
+    Raises:
+        ValueError: the run has no diagonal Gaussian with λ.
+    """
+    _, ess = _gaussian(run)
+    residual = line.mean.softmax(-1)
+    residual[torch.arange(len(line.labels)), line.labels] -= 1
+    moved = ess / len(line.labels) * torch.einsum("nij,nj->ni", line.covariance, residual)
+    return Linearized(line.mean + moved, line.covariance, line.labels, {**line.metadata, "leave_one_out": True})
 
 
 def influence(

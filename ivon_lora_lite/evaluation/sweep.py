@@ -226,9 +226,10 @@ def choose_tau(
     sign = -1 if objective == "acc" else 1
     best = min(allowed, key=lambda i: (round(sign * float(table[objective][i]), 6), taus[i]))
     was, now = ({name: float(values[i]) for name, values in table.items()} for i in (0, best))
+    kind = "left-out training" if sweep.metadata.get("leave_one_out") else "validation"
     sentence = (
         f"τ = {taus[best]:g} has the best {objective.upper()} of {len(allowed)} admissible values on "
-        f"{len(sweep.labels)} validation questions: {objective.upper()} {was[objective]:.3f} → {now[objective]:.3f}, "
+        f"{len(sweep.labels)} {kind} questions: {objective.upper()} {was[objective]:.3f} → {now[objective]:.3f}, "
         f"accuracy {was['acc']:.3f} → {now['acc']:.3f}, compared with the mean (τ = 0)."
     )
     return float(taus[best]), sentence

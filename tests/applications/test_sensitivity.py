@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from ivon_lora_lite import answer_logits, answer_loss, collate, finetune, influence, load_task, sensitivity, trainable
+from ivon_lora_lite import (
+    Linearized,
+    answer_logits,
+    answer_loss,
+    choose_tau,
+    collate,
+    finetune,
+    influence,
+    leave_one_out,
+    linearized,
+    load_task,
+    sensitivity,
+    trainable,
+)
 from ivon_lora_lite.applications import memory_perturbation
 from ivon_lora_lite.posterior import applied_weights
 
@@ -76,6 +91,54 @@ def test_influence_is_symmetric_and_its_diagonal_is_the_sensitivity(run):
     ess, v = run.posterior.metadata["ess"], run.posterior.variance
     expected = ess / 6 * sum(float((train[n] * v[n] * test[n]).sum()) for n in v)
     assert float(influence(run, task.train[:6], task.test[:2])[1, 0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_left_out_logits_have_the_same_first_order_change(run):
+    """r · Δf_i is Δℓ_i of the memory-perturbation equation, by another way to the same gradients."""
+    questions = load_task("everyday@1").train[:6]
+    line = linearized(run, questions)
+    left_out = leave_one_out(run, line)
+    residual = line.mean.softmax(-1) - torch.nn.functional.one_hot(line.labels, 4)
+    change = (residual * (left_out.mean - line.mean)).sum(-1)
+    torch.testing.assert_close(change, sensitivity(run, questions).change, atol=1e-6, rtol=2e-3)
+    assert (left_out.mean - line.mean).abs().max() > 1e-6
+    chosen, said = choose_tau(left_out)
+    assert chosen >= 0 and "on 6 left-out training questions" in said
+
+
+def test_left_out_logits_are_those_of_a_fit_without_the_example():
+    """Multinomial logistic regression on a Gaussian prior: against n fits, each without one example."""
+    generator = torch.Generator().manual_seed(0)
+    n, d, c, delta = 40, 3, 3, 0.05
+    x = torch.linalg.qr(torch.randn(n, d, generator=generator).double())[0] * n**0.5
+    labels = torch.randint(c, (n,), generator=generator)
+
+    def fitted(keep):
+        w = torch.zeros(c, d, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([w], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(x[keep] @ w.T, labels[keep], reduction="sum") / n
+            loss = loss + 0.5 * delta * w.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        return w.detach()
+
+    w, ess = fitted(torch.arange(n)), 50.0
+    p = (x @ w.T).softmax(-1)
+    h = torch.einsum("nc,nd->cd", p * (1 - p), x.square()) / n  # the diagonal of the Hessian
+    v = 1 / (ess * (h + delta))
+    covariance = torch.diag_embed(torch.einsum("cd,nd->nc", v, x.square()))  # J diag(v) Jᵀ: one row of w per logit
+    line = Linearized((x @ w.T).float(), covariance.float(), labels)
+    gaussian = SimpleNamespace(variance={"w": v}, metadata={"ess": ess})
+    found = leave_one_out(SimpleNamespace(posterior=gaussian), line)
+    exact = torch.stack([fitted(torch.arange(n) != i) @ x[i] for i in range(n)])
+    moved, expected = found.mean.double() - x @ w.T, exact - x @ w.T
+    assert torch.corrcoef(torch.stack([moved.flatten(), expected.flatten()]))[0, 1] > 0.95
+    assert float(moved.norm() / expected.norm()) == pytest.approx(1.0, abs=0.25)
 
 
 def test_a_point_has_no_sensitivity(tiny_model):
