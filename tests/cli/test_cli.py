@@ -560,12 +560,12 @@ def test_a_reader_that_goes_away_is_no_error(monkeypatch):
 # --- in a process of its own -----------------------------------------------------------------------------------------
 
 
-def python(*words) -> subprocess.CompletedProcess:
+def python(*words, encoding="utf8") -> subprocess.CompletedProcess:
     root = Path(ivon_lora_lite.__file__).parents[1]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TRANSFORMERS_", "TOKENIZERS_"))}
-    environment |= {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf8"}
+    environment |= {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": encoding}
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, encoding="utf8", env=environment, timeout=240)
+    return subprocess.run(command, capture_output=True, encoding=encoding, env=environment, timeout=240)
 
 
 @pytest.mark.slow
@@ -583,6 +583,13 @@ def test_no_remark_of_transformers_stands_beside_the_one_line(forgetful, tmp_pat
     done = python("-m", "ivon_lora_lite", "finetune", "--model", forgetful, *SMALL, "--out", tmp_path / "run")
     assert done.returncode == 2
     assert done.stderr.startswith("ivon_lora_lite: Question ") and len(done.stderr.splitlines()) == 1
+
+
+def test_where_the_output_has_no_greek_it_has_question_marks():
+    """As in a Windows pipe."""
+    greek, latin = (python("-m", "ivon_lora_lite", "demo", "--help", encoding=e) for e in ("utf8", "cp1252"))
+    assert "τ" in greek.stdout and latin.returncode == 0
+    assert latin.stdout.replace("?", "") == re.sub("[^\x00-\xff]|[?]", "", greek.stdout)
 
 
 def test_importing_pulls_in_nothing_heavy():

