@@ -11,6 +11,8 @@ started again. `TASK-summary.json` has mean and standard error over seeds.
                  the trained matrices rounded to 8, 4 and 2 bits with no further training
     adalora      PEFT's AdaLoRA: rank 8 at the start, 4 on average at the end, in 16 bits; its learning rate is
                  --adalora-lr because a product of three matrices that starts at zero needs a larger one
+    adalora-ivon, adalora-ivon-signal    AdaLoRA trained by IVON (learning rate --adalora-ivon-lr), which takes away
+                 directions by AdaLoRA's own importance, or by |m|/σ; only if they are named in --methods
 
 Bit operations are those of LoRA's own two products per token, activations in 16 bits; `share` is their ratio to rank 8
 in 16 bits.
@@ -19,23 +21,27 @@ in 16 bits.
 import argparse
 import statistics
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import peft
 import torch
 
 from ivon_lora_lite import (
+    IVON,
     LoraSettings,
     answer_logits,
     answer_loss,
     collate,
     finetune,
+    hyperparameters,
     load_model,
     load_task,
     predict,
     score,
     trainable,
 )
+from ivon_lora_lite.applications import rank_by_signal
 from ivon_lora_lite.evaluation import METRICS
 from ivon_lora_lite.files import provenance, read_json, write_json
 from ivon_lora_lite.gates import Decisions, GateSettings, LayerDecision, bit_operations
@@ -63,7 +69,7 @@ def lora_trial(task, args, seed: int, rank: int, mu: float | None) -> dict:
         model, task, optimizer="adamw", steps=args.steps, train_size=args.train_size, seed=seed, format=args.format,
         gates=gates, progress=False,
     )  # fmt: skip
-    questions, full = task.test[: args.test_size], full_cost(model)
+    questions, full = getattr(task, args.split)[: args.test_size], full_cost(model)
     out = {"scores": scored(predict(run, questions)), "bops": bit_operations(model, decisions=run.gates).total}
     out |= {"share": out["bops"] / full, "train_seconds": round(run.seconds, 1), "settings": run.config["settings"]}
     if run.gates is not None:
@@ -89,20 +95,27 @@ def rounding(weights, model, bits: int) -> Decisions:
     return Decisions(found)
 
 
-def adalora_trial(task, args, seed: int) -> dict:
+def adalora_trial(task, args, seed: int, ivon: bool = False, signal: bool = False) -> dict:
     """PEFT's AdaLoRA with the loss, questions per step, steps and schedule of the other trials."""
     torch.manual_seed(seed)
     loaded = load_model(args.model)
     tokenizer, full, base = loaded.tokenizer, full_cost(loaded), loaded.unload()
     config = peft.AdaLoraConfig(
-        init_r=RANK, target_r=RANK // 2, lora_alpha=2 * RANK, lora_dropout=0.1, target_modules=default_targets(base),
+        init_r=RANK, target_r=args.target_rank, lora_alpha=2 * RANK, lora_dropout=0.1, task_type="CAUSAL_LM",
         total_step=args.steps, tinit=args.steps // 10, tfinal=args.steps // 3, deltaT=max(1, args.steps // 50),
-        task_type="CAUSAL_LM",
+        target_modules=default_targets(base),
     )  # fmt: skip
     model = peft.get_peft_model(base, config)
     model.tokenizer = tokenizer
     params = trainable(model)
-    optimizer = torch.optim.AdamW(params.values(), lr=args.adalora_lr, weight_decay=0.0)
+    if ivon:
+        settings = {**hyperparameters("ivon", "small", task.name, args.steps), "lr": args.adalora_ivon_lr}
+        optimizer = IVON(params.values(), **settings, seed=seed)
+    else:
+        settings = {"lr": args.adalora_lr, "weight_decay": 0.0}
+        optimizer = torch.optim.AdamW(params.values(), **settings)
+    if signal:
+        rank_by_signal(model, optimizer)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / args.steps)
     questions, history, started = task.train[: args.train_size], [], time.perf_counter()
     order: list[int] = []
@@ -112,9 +125,11 @@ def adalora_trial(task, args, seed: int) -> dict:
             order = [*order, *torch.randperm(len(questions)).tolist()]
         chosen, order = order[:4], order[4:]
         batch = collate([questions[i] for i in chosen], tokenizer, args.format)
-        loss = answer_loss(answer_logits(model, batch, args.format), batch["answers"])
-        (loss + config.orth_reg_weight * orthogonality(params)).backward()
-        torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
+        with optimizer.sampled_params(train=True) if ivon else nullcontext():
+            loss = answer_loss(answer_logits(model, batch, args.format), batch["answers"])
+            (loss + config.orth_reg_weight * orthogonality(params)).backward()
+        if not ivon:  # IVON clips by itself
+            torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
         optimizer.step()
         schedule.step()
         model.base_model.update_and_allocate(step)
@@ -127,8 +142,9 @@ def adalora_trial(task, args, seed: int) -> dict:
             rank = int((module.lora_E["default"] != 0).sum())
             bops += rank * (module.lora_A["default"].shape[1] + module.lora_B["default"].shape[0]) * FULL_BITS**2
             ranks[name.removeprefix(PREFIX)] = rank
-    out = {"scores": scored(predict(model, task.test[: args.test_size], format=args.format)), "bops": bops}
-    settings = {"lr": args.adalora_lr, "init_r": RANK, "target_r": RANK // 2}
+    asked = getattr(task, args.split)[: args.test_size]
+    out = {"scores": scored(predict(model, asked, format=args.format)), "bops": bops}
+    settings |= {"init_r": RANK, "target_r": args.target_rank}
     out |= {"share": bops / full, "ranks": ranks, "train_seconds": round(seconds, 1), "settings": settings}
     return out | {"history": history}
 
@@ -148,7 +164,11 @@ def methods(args: argparse.Namespace) -> dict:
     """Name of a method → a function of task and seed."""
     found = {f"lora-r{r}": lambda t, s, r=r: lora_trial(t, args, s, r, None) for r in args.ranks}
     found |= {f"gated-mu{mu:g}": lambda t, s, mu=mu: lora_trial(t, args, s, RANK, mu) for mu in args.mu}
-    return found | {"adalora": lambda t, s: adalora_trial(t, args, s)}
+    return found | {
+        "adalora": lambda t, s: adalora_trial(t, args, s),
+        "adalora-ivon": lambda t, s: adalora_trial(t, args, s, ivon=True),
+        "adalora-ivon-signal": lambda t, s: adalora_trial(t, args, s, ivon=True, signal=True),
+    }
 
 
 def summarize(out: Path, name: str) -> dict:
@@ -188,15 +208,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--test-size", type=int, default=300)
     parser.add_argument("--gate-lr", type=float, default=GateSettings.lr)
     parser.add_argument("--adalora-lr", type=float, default=2e-3)
+    parser.add_argument("--adalora-ivon-lr", type=float, default=2.0)
+    parser.add_argument("--target-rank", type=int, default=RANK // 2, help="of AdaLoRA, on average at the end")
+    parser.add_argument("--split", default="test", choices=["validation", "test"])
     args = parser.parse_args(arguments)
     known = methods(args)
-    chosen = args.methods or list(known)
+    chosen = args.methods or [name for name in known if "-ivon" not in name]
     if unknown := set(chosen) - set(known):
         parser.error(f"there is no method {sorted(unknown)[0]!r}; known: {', '.join(known)}")
     task = load_task(args.task, hub=args.hub)
     name = args.task.replace("/", "-")
     common = {"task": args.task, "model": args.model, "format": args.format, "steps": args.steps, "batch_size": 4}
-    common |= {"train_size": args.train_size, "questions": len(task.test[: args.test_size])}
+    common |= {"train_size": args.train_size, "questions": len(getattr(task, args.split)[: args.test_size])}
     for seed in args.seeds:  # a stopped script leaves whole seeds rather than whole methods
         for method in chosen:
             file = args.out / f"{name}-{method}-seed{seed}.json"

@@ -1,8 +1,10 @@
 """What a learned variance is good for besides prediction.
 
 * `sensitivity.py`: which training examples moved the model, and what that says about unseen ones;
-* `merging.py`: adapters of several tasks in one, weighted by how sure each is of each weight.
+* `merging.py`: adapters of several tasks in one, weighted by how sure each is of each weight;
+* `importance.py`: AdaLoRA that takes away the directions which are small beside their own σ.
 """
 
+from .importance import rank_by_signal
 from .merging import merge_runs, merged_mean
 from .sensitivity import Sensitivity, influence, leave_one_out, memory_perturbation, sensitivity

@@ -37,6 +37,11 @@ def test_every_method_is_recorded_once(benchmark, tiny_folder, tmp_path, monkeyp
     assert summary["methods"]["lora-r8-4bit"]["share"]["values"] == [0.25]
     assert summary["methods"]["adalora"]["acc"]["se"] is None
 
+    for name in ("adalora-ivon", "adalora-ivon-signal"):  # only if they are named
+        benchmark.main([*options, "--methods", name, "--target-rank", "2", "--split", "validation"])
+        trial = json.loads((tmp_path / f"everyday-{name}-seed1.json").read_text())
+        assert sum(trial["ranks"].values()) == 2 * 4 and trial["settings"]["hess_init"] > 0
+
     monkeypatch.setattr(benchmark, "lora_trial", lambda *_: 1 / 0)
     benchmark.main(options)  # nothing is repeated
     with pytest.raises(SystemExit, match="other options"):
