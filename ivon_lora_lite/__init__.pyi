@@ -52,6 +52,7 @@ from .methods import (
     laplace,
     linearized_laplace,
     mc_dropout,
+    pac_tuning,
     scalabl,
     swa,
     swag,

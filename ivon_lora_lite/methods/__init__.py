@@ -1,6 +1,6 @@
 """The rows of Table 1 of Cong et al. (2024), and more: each ends as draws of logits for ``predict`` and ``score``.
 
-IVON, BLoB and ScalaBL train runs of their own; the other rows are made from AdamW runs::
+IVON, BLoB, ScalaBL and PAC-tuning train runs of their own; the other rows are made from AdamW runs::
 
     run = finetune(model, task, optimizer="adamw")
     mc_dropout(run, questions)                                  # Predictions
@@ -33,6 +33,7 @@ from .laplace_approximation import (
     linearized_laplace,
     prior_precision,
 )
+from .pac_tuning import PAC_TUNING, PacSettings, pac_tuning
 from .scalabl import SCALABL, RowPosterior, ScalablSettings, scalabl
 from .temperature_scaling import TEMPERATURE, temperature
 from .tfb import TFB, TFB_BLOB, TFB_IVON, balanced, tfb
@@ -43,6 +44,6 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, LAPLACE_VALIDATION, LAPLACE_DIAG_VALIDATION, SWA, SWAG,
-        TEMPERATURE, ENSEMBLE, TFB, BLOB_MEAN, BLOB, TFB_BLOB, SCALABL, IVON_MEAN, IVON_DRAWS, TFB_IVON,
+        TEMPERATURE, ENSEMBLE, TFB, BLOB_MEAN, BLOB, TFB_BLOB, SCALABL, PAC_TUNING, IVON_MEAN, IVON_DRAWS, TFB_IVON,
     )
 }  # fmt: skip

@@ -80,7 +80,7 @@ class BlobTraining(NoiseTraining):
 
 @dataclass(frozen=True)
 class BlobSettings(NoiseSettings):
-    """As :class:`NoiseSettings`; G starts uniform in [ε/√2, ε], so Ω in [ε²/2, ε²]."""
+    """As :class:`NoiseSettings`, with the prior's σ_p; G starts uniform in [ε/√2, ε], so Ω in [ε²/2, ε²]."""
 
     method: ClassVar[str] = "blob"
     training: ClassVar[type] = BlobTraining

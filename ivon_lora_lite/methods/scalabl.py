@@ -143,7 +143,7 @@ class ScalablTraining(NoiseTraining):
 
 @dataclass(frozen=True)
 class ScalablSettings(NoiseSettings):
-    """As :class:`NoiseSettings`; σ starts uniform in [ε/√2, ε]. The numbers are log μ and log σ."""
+    """As :class:`NoiseSettings`, with the prior's σ_p; σ starts uniform in [ε/√2, ε]; the numbers are log μ, log σ."""
 
     method: ClassVar[str] = "scalabl"
     training: ClassVar[type] = ScalablTraining

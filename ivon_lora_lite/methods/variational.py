@@ -1,7 +1,7 @@
-"""What BLoB and ScalaBL share: noise in LoRA's A while it is trained, its own numbers, and their KL in the loss.
+"""What BLoB, ScalaBL and PAC-tuning share: noise in LoRA while it is trained, its own numbers, their KL in the loss.
 
-The loss per question is  E_q[−log p(y|x)] + β/N · KL[q ‖ N(0, σ_p² I)].  β = 1 is the ELBO; it is a setting, because
-how much the KL weighs decides how much noise there is. LoRA's own weights belong to AdamW; the numbers of the noise to
+The loss per question is  E_q[−log p(y|x)] + β/N · KL[q ‖ prior].  β = 1 is the ELBO; it is a setting, because how much
+the KL weighs decides how much noise there is. LoRA's own weights belong to AdamW; the numbers of the noise to
 an Adam with a learning rate of its own, which decays linearly to 0.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..language import Question, Task, format_named
-from ..posterior import Posterior, lora_layers, trainable
+from ..posterior import LoraPair, Posterior, lora_layers, trainable
 from ..training import Beside, Run, finetune
 
 
@@ -55,7 +55,6 @@ class NoiseSettings:
     """How the noise is trained; a method says what its defaults are and what trains it.
 
     Attributes:
-        prior_sigma: σ_p.
         start: ε, from which the size of the noise begins.
         kl_weight: β; 1 is the ELBO.
         noise_lr: Adam's learning rate of the noise's numbers, decaying linearly to 0.
@@ -64,7 +63,6 @@ class NoiseSettings:
     method: ClassVar[str]
     training: ClassVar[type]
 
-    prior_sigma: float
     start: float
     kl_weight: float
     noise_lr: float
@@ -104,7 +102,7 @@ class NoiseTraining(Beside, ABC):
     """The noise in the forward passes of training, and the Adam of its numbers.
 
     Attributes:
-        modules: name of A → its module.
+        modules: name of A (and of B, where it has noise too) → its module.
         history: one dict per log.
     """
 
@@ -112,10 +110,15 @@ class NoiseTraining(Beside, ABC):
         self.settings, self.owners, self.questions = settings, Owners(), 1
         self.generator = torch.Generator().manual_seed(seed)
         names = {id(p): name for name, p in trainable(model).items()}
-        self.modules = {names[id(pair.a.weight)]: pair.a for pair in lora_layers(model).values()}
+        noisy = [module for pair in lora_layers(model).values() for module in self.noisy(pair)]
+        self.modules = {names[id(module.weight)]: module for module in noisy}
         self.noise: dict[str, object] = {}
         self.history: list[dict] = []
         super().__init__(torch.optim.Adam(self.numbers(), lr=settings.noise_lr))
+
+    def noisy(self, pair: LoraPair) -> tuple[nn.Module, ...]:
+        """Which of a layer's two matrices have noise."""
+        return (pair.a,)
 
     @abstractmethod
     def numbers(self) -> list[Tensor]:
@@ -123,7 +126,7 @@ class NoiseTraining(Beside, ABC):
 
     @abstractmethod
     def changed(self, name: str, x: Tensor, out: Tensor, training: bool) -> Tensor:
-        """The output of a layer's A, with noise in training, for its input x ``[rows, L, d]``."""
+        """The output of a matrix, with noise in training, for its input x ``[rows, L, d]``."""
 
     @abstractmethod
     def kl(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""BLoB, ScalaBL and TFB against closed forms, dense algebra and a grid."""
+"""BLoB, ScalaBL, PAC-tuning and TFB against closed forms, dense algebra and a grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ from ivon_lora_lite import LoraSettings, collate, finetune, load_posterior, load
 from ivon_lora_lite.evaluation import jacobian, visit_gradients
 from ivon_lora_lite.language import answer_logits
 from ivon_lora_lite.language.adapters import peft_config
-from ivon_lora_lite.methods import BlobSettings, RowPosterior, ScalablSettings, balanced, blob, scalabl, tfb
+from ivon_lora_lite.methods import (
+    BlobSettings,
+    PacSettings,
+    RowPosterior,
+    ScalablSettings,
+    balanced,
+    blob,
+    pac_tuning,
+    scalabl,
+    tfb,
+)
 from ivon_lora_lite.methods.blob import flipout
 from ivon_lora_lite.methods.scalabl import ScalablTraining
 from ivon_lora_lite.methods.tfb import largest_within
@@ -313,3 +323,58 @@ def test_the_output_layer_may_have_lora_too(tiny_model, task, format):
         drawn = predict(run, questions, samples=2)
         slowly = predict(run, questions, samples=2, draws_per_pass=1, batch_size=1)
         torch.testing.assert_close(drawn.logits, slowly.logits, atol=1e-4, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ PAC-tuning
+
+
+def test_its_kl_is_that_of_gaussians_with_the_prior_that_makes_it_smallest(model):
+    randomise(model)
+    with PacSettings(start=0.2).attach(model, seed=1) as training:
+        name, module = next(iter(training.modules.items()))
+        with torch.no_grad():
+            module.weight.add_(0.1)
+        training.modules, others = {name: module}, training.modules
+        assert {n.split(".")[-2] for n in others} == {"lora_A", "lora_B"}
+        sigma, kl = training.log_sigma[name].exp(), training.kl()
+        found = [
+            float(kl_divergence(Normal(module.weight - training.start[name], sigma), Normal(0.0, prior)).sum())
+            for prior in torch.linspace(0.05, 1.0, 400)
+        ]
+        assert float(kl) == pytest.approx(min(found), rel=1e-3)
+        kl.backward()
+        assert training.log_sigma[name].grad.abs().max() > 0 and module.weight.grad.abs().max() > 0
+
+
+def test_a_noisy_pass_is_a_pass_with_other_weights_in_both_factors(model, task):
+    randomise(model)
+    batch = collate(task.train[:3], model.tokenizer, "text")
+    with PacSettings(start=0.3).attach(model, seed=1) as training:
+        training.see(model, batch, "text")
+        train_without_dropout(model)
+        noisy = answer_logits(model, batch)
+        added = {name: (training.log_sigma[name].exp() * e).detach() for name, e in training.noise.items()}
+    assert added.keys() == trainable(model).keys()
+    with torch.no_grad():
+        for name, p in trainable(model).items():
+            p.add_(added[name])
+    model.eval()
+    torch.testing.assert_close(answer_logits(model, batch), noisy.detach(), atol=1e-4, rtol=1e-3)
+
+
+def test_the_noise_is_learned_in_stage_1_and_stays_in_stage_2(model, task):
+    options = {**SHORT, "steps": 12, "lr": 1e-3, "noise_lr": 0.1, "start": 0.1}
+
+    def trained(**more):
+        posterior = pac_tuning(model, task, **{**options, **more}).posterior
+        return {name: v.clone() for name, v in posterior.variance.items()}, posterior.mean
+
+    stopped, mean = trained(stage=0.5)
+    assert stopped.keys() == mean.keys()  # A and B
+    assert not all(((v >= 0.005) & (v <= 0.01)).all() for v in stopped.values())  # σ began in [ε/√2, ε]
+    whole, _ = trained(stage=1.0)
+    assert max(float((whole[n] - v).abs().max()) for n, v in stopped.items()) > 1e-4  # the second half had moved it
+    never, _ = trained(stage=1e-9)
+    assert all(((v >= 0.0049) & (v <= 0.0101)).all() for v in never.values())
+    with pytest.raises(ValueError, match="at most 1"):
+        PacSettings(stage=1.5)
