@@ -1,4 +1,4 @@
-"""Test scores against passes over the data: AdamW, its honest rivals (early stopping, temperature), and IVON.
+"""Test scores against passes over the data: AdamW and IVON, each with a temperature, and early stopping.
 
     python benchmarks/passes.py --work outputs/passes --out data/runs/passes
 
@@ -19,7 +19,7 @@ from ivon_lora_lite.methods import Settings
 from ivon_lora_lite.studies import by_length
 from ivon_lora_lite.studies.table1 import export
 
-ROWS = ("adamw", "adamw@early", "temperature", "ivon@mean", "ivon")
+ROWS = ("adamw", "adamw@early", "temperature", "ivon@mean", "temperature@ivon", "ivon")
 # task → passes → how many seeds; in this order, so that a stopped run has the lengths that matter most
 LENGTHS = {"everyday": {20: 3, 5: 3, 40: 3, 10: 3, 2: 3, 60: 1}, "arc_easy": {20: 3, 5: 3}}
 SEEDS = (21, 42, 87)

@@ -73,12 +73,12 @@ def stills(client: NotebookClient, model: str) -> list:
 
 
 def picture(figure, width: int = 820) -> str:
-    """A figure as a PNG with 48 colours, a third of the size of one with all."""
+    """A figure as a PNG with 48 colours, a third of the size of one with all; small bright marks keep theirs."""
     from PIL import Image
 
     small = io.BytesIO()
     image = Image.open(io.BytesIO(figure.to_image("png", width=width, scale=1))).convert("RGB")
-    image.quantize(48).save(small, "PNG", optimize=True)
+    image.quantize(48, Image.Quantize.FASTOCTREE).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 

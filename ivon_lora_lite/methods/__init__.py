@@ -35,7 +35,7 @@ from .laplace_approximation import (
 )
 from .pac_tuning import PAC_TUNING, PacSettings, pac_tuning
 from .scalabl import SCALABL, RowPosterior, ScalablSettings, scalabl
-from .temperature_scaling import TEMPERATURE, temperature
+from .temperature_scaling import TEMPERATURE, TEMPERATURE_IVON, temperature
 from .tfb import TFB, TFB_BLOB, TFB_IVON, balanced, tfb
 from .weight_averaging import SWA, SWAG, WeightCollector, swa, swag
 
@@ -44,6 +44,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, LAPLACE_VALIDATION, LAPLACE_DIAG_VALIDATION, SWA, SWAG,
-        TEMPERATURE, ENSEMBLE, TFB, BLOB_MEAN, BLOB, TFB_BLOB, SCALABL, PAC_TUNING, IVON_MEAN, IVON_DRAWS, TFB_IVON,
+        TEMPERATURE, ENSEMBLE, TFB, BLOB_MEAN, BLOB, TFB_BLOB, SCALABL, PAC_TUNING, IVON_MEAN, TEMPERATURE_IVON,
+        IVON_DRAWS, TFB_IVON,
     )
 }  # fmt: skip

@@ -74,3 +74,10 @@ TEMPERATURE = Method(
     _make,
     stands_on="adamw",
 )
+TEMPERATURE_IVON = Method(
+    "temperature@ivon",
+    "IVON@mean + temperature",
+    "temperature scaling of IVON's logits at the mean",
+    _make,
+    stands_on="ivon",
+)

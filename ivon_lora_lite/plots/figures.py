@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from ..evaluation import BINS, METRICS, Scores, TauSweep, mean_and_error, reliability
-from .style import AXIS, COLORS, LAYOUT, TITLES, axis_range, rounded
+from .style import AXIS, COLORS, LAYOUT, TITLES, axis_range, color_of, rounded
 
 
 def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = None) -> go.Figure:
@@ -236,8 +236,8 @@ def reliability_figure(predictions: Mapping[str, tuple[Tensor, Tensor]], bins: i
     hover = f"confidence %{{x:.2f}} ± {0.5 / bins:.2f}<br>accuracy %{{y:.2f}}<br>questions %{{customdata}}"
     for k, (title, (probs, labels)) in enumerate(predictions.items(), start=1):
         figure.add_bar(
-            x=centre, width=0.92 / bins, **reliability_bars(probs, labels, bins), name=title, showlegend=False,
-            hovertemplate=f"{hover}<extra></extra>", row=1, col=k,
+            x=centre, width=0.92 / bins, **reliability_bars(probs, labels, bins, color_of(title)), name=title,
+            showlegend=False, hovertemplate=f"{hover}<extra></extra>", row=1, col=k,
         )  # fmt: skip
         figure.add_scatter(
             x=[0, 1], y=[0, 1], mode="lines", line={"color": "#444", "dash": "dot", "width": 1.5},
@@ -250,14 +250,15 @@ def reliability_figure(predictions: Mapping[str, tuple[Tensor, Tensor]], bins: i
     return figure.update_layout(**LAYOUT, height=340, bargap=0)
 
 
-def reliability_bars(probs: Tensor, labels: Tensor, bins: int = BINS) -> dict:
+def reliability_bars(probs: Tensor, labels: Tensor, bins: int = BINS, color: str = COLORS["ivon"]) -> dict:
     """The bars of a reliability diagram for plotly: accuracy (``y``), number of questions (``customdata``), colour.
 
     The fuller a bin, the darker its bar.
     """
+    rgb = ", ".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
     table = reliability(probs.double(), labels, bins)
     shade = (table.weight / table.weight.max()).sqrt()
-    colors = [f"rgba(31, 95, 191, {0.15 + 0.8 * float(a):.2f})" if a > 0 else "rgba(0,0,0,0)" for a in shade]
+    colors = [f"rgba({rgb}, {0.15 + 0.8 * float(a):.2f})" if a > 0 else "rgba(0,0,0,0)" for a in shade]
     counts = (table.weight * len(labels)).round().long().tolist()
     return {"y": rounded(table.accuracy.nan_to_num(0.0)), "customdata": counts, "marker": {"color": colors}}
 

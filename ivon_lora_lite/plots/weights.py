@@ -11,7 +11,7 @@ from ..posterior import GaussianPosterior
 from .style import AXIS, COLORS, LAYOUT
 
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
-FACTORS = {"A": COLORS["ivon"], "B": COLORS["before"]}
+FACTORS = {"A": COLORS["ivon"], "B": "#7b4fa3"}
 
 
 def sigma_by_tensor(posterior: GaussianPosterior) -> dict[str, dict[str, float]]:

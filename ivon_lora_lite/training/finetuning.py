@@ -15,7 +15,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import trainer as transformers_trainer
 
 from ..language import Question, Task, answer_logits, answer_loss, collate, description_of, format_named, tokenizer_of
 from ..posterior import GaussianPosterior, check_saveable, put_weights, read_weights, reset_lora, unwrapped
@@ -277,7 +278,8 @@ class AnswerTrainer(IVONTrainer):
         self.format = format
         self.watching = [one for one in attached if hasattr(one, "see")]
         self.remove_callback(PrinterCallback)
-        if self.pop_callback(ProgressCallback):
+        # in a notebook it is another class, which shows a table with a row for every log
+        if self.pop_callback(transformers_trainer.DEFAULT_PROGRESS_CALLBACK):
             self.add_callback(Bar)
 
     def log(self, logs, *args, **kwargs):

@@ -135,7 +135,10 @@ class IVONMixin:
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
+        # without a Hub PEFT says twice, with every checkpoint, that it cannot look there
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")
+            super()._save(output_dir, state_dict)
         if self.ivon_optimizer is not None:
             self.posterior().save(output_dir or self.args.output_dir)
 

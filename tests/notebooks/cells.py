@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -23,9 +24,9 @@ def defined_in(notebook: str, *names: str, **given: object) -> dict[str, object]
     content = json.loads((NOTEBOOKS / notebook).read_text("utf8"))
     found = {}
     for cell in content["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] != "code" or source.lstrip().startswith(("%", "!")):
+        if cell["cell_type"] != "code":
             continue
+        source = re.sub(r"(?m)^( *)[%!].*", r"\1pass", "".join(cell["source"]))  # IPython's own lines are no Python
         for node in ast.parse(source).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 found[node.name] = ast.get_source_segment(source, node)

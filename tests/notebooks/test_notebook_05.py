@@ -1,6 +1,10 @@
-"""Notebook 05: its LoRA layer beside PEFT's, its formulas beside Monte Carlo and the library's draws."""
+"""Notebook 05: its LoRA layer beside PEFT's, its formula beside the library's draws, and what it says of its toy."""
 
 import copy
+import json
+import math
+import re
+import statistics
 
 import peft
 import pytest
@@ -9,18 +13,23 @@ from cells import defined_in
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ivon_lora_lite import GaussianPosterior
+from ivon_lora_lite import IVON, GaussianPosterior, trainable
 from ivon_lora_lite.posterior import applied_weights
-from ivon_lora_lite import trainable
+from ivon_lora_lite.studies import recorded
 
 NOTEBOOK = "05_lora.ipynb"
 
 
 @pytest.fixture(scope="module")
 def shown():
-    names = ("LoRALinear", "count", "product_moments", "kurtosis_of", "std_in_w")
-    given = {"torch": torch, "nn": nn, "peft": peft, "AutoModelForCausalLM": AutoModelForCausalLM}
-    return defined_in(NOTEBOOK, *names, trainable=trainable, **given)
+    names = ("LoRALinear", "thin_pair", "problem", "lora", "train_adamw", "train_ivon", "count", "std_in_w")
+    given = {"torch": torch, "nn": nn, "copy": copy, "math": math, "AutoModelForCausalLM": AutoModelForCausalLM}
+    return defined_in(NOTEBOOK, *names, "excess_kurtosis", IVON=IVON, **given)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((recorded("learned") / "everyday@2-20-passes.json").read_text("utf8"))
 
 
 @pytest.mark.parametrize(("r", "alpha", "d_in", "d_out"), [(1, 1, 7, 5), (8, 16, 24, 40), (4, 32, 16, 16)])
@@ -76,34 +85,51 @@ def test_llama_2_7b_has_the_size_that_the_notebook_prints(shown):
     assert shown["count"](LlamaConfig(vocab_size=32000, **sizes)) == (6_738_415_616, 4_194_304)
 
 
-@pytest.mark.parametrize("centred", [True, False])
-def test_moments_of_a_product_against_monte_carlo(shown, centred):
-    generator = torch.Generator().manual_seed(0)
-    options = {"generator": generator, "dtype": torch.float64}
-    b, a = torch.randn(2, 3, **options), torch.randn(3, 2, **options)
-    if centred:
-        b, a = 0 * b, 0 * a
-    var_b, var_a = torch.rand(2, 3, **options) + 0.1, torch.rand(3, 2, **options) + 0.1
-    mean, variance, kurtosis = shown["product_moments"](b, var_b, a, var_a)
-    draws = 400_000
-    noisy_b = b + var_b.sqrt() * torch.randn(draws, 2, 3, **options)
-    noisy_a = a + var_a.sqrt() * torch.randn(draws, 3, 2, **options)
-    z = (noisy_b @ noisy_a - mean) / variance.sqrt()
-    torch.testing.assert_close(z.mean(0), torch.zeros(2, 2, dtype=torch.float64), atol=0.01, rtol=0)
-    torch.testing.assert_close(z.var(0), torch.ones(2, 2, dtype=torch.float64), atol=0.02, rtol=0)
-    torch.testing.assert_close((z**4).mean(0) - 3, kurtosis, atol=0.25, rtol=0.05)
+def missing(layer, target) -> float:
+    return float((layer.increment().detach() - target).square().sum() / target.square().sum())
 
 
-@pytest.mark.parametrize("r", [1, 8, 64])
-@pytest.mark.parametrize("ratio", [0.0, 0.5, 4.0])
-def test_kurtosis_against_its_closed_form(shown, r, ratio):
-    expected = (24 * ratio**2 + 6) / (r * (2 * ratio**2 + 1) ** 2)
-    assert shown["kurtosis_of"](r, ratio) == pytest.approx(expected)
+def test_a_rank_too_low_finds_the_best_matrix_of_that_rank(shown):
+    base, x, y, target = shown["problem"](16, 32)
+    sizes = torch.linalg.svdvals(target).square()
+    for r in (1, 2, 8):
+        layer = shown["lora"](base, r)
+        shown["train_adamw"](layer, x, y)
+        assert missing(layer, target) == pytest.approx(float(sizes[r:].sum() / sizes.sum()), abs=0.01)
+
+
+def test_with_few_examples_the_right_rank_is_best_and_the_training_loss_does_not_say_so(shown):
+    base, x, y, target = shown["problem"](16, 32, examples=40)
+    losses, errors = [], []
+    for r in (1, 2, 4, 8, 16):
+        layer = shown["lora"](base, r)
+        losses.append(shown["train_adamw"](layer, x, y)[-1])
+        errors.append(missing(layer, target))
+    assert min(errors) == errors[1] and errors[-1] > 3 * errors[1]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_two_zeros_hold_adamw_and_not_ivon(shown):
+    base, x, y, target = shown["problem"](16, 32)
+    layer = shown["lora"](base, 2, zero=True)
+    shown["train_adamw"](layer, x, y, steps=20)
+    assert not layer.A.any() and not layer.B.any()
+    losses, _ = shown["train_ivon"](layer, x, y)
+    assert losses[0] > 0.5 and losses[-1] < 0.1 and missing(layer, target) < 0.01
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (24, 24), (32, 16)])
+def test_the_sigma_of_a_factor_is_set_by_the_size_of_the_other(shown, shape):
+    base, x, y, _ = shown["problem"](*shape)
+    layer = shown["lora"](base, 2, zero=True)
+    _, optimizer = shown["train_ivon"](layer, x, y)
+    sigma_a, sigma_b = (optimizer.variance(p).sqrt().median() for p in (layer.A, layer.B))
+    assert float(sigma_a / sigma_b) == pytest.approx(float((layer.A.norm() / layer.B.norm()).detach()), rel=0.15)
 
 
 def test_one_sigma_in_w_is_what_the_librarys_draws_show(shown, tiny_model):
     model, sigma = tiny_model(trained=True), 0.1
-    name, layer = next((n, m) for n, m in model.named_modules() if n.endswith("q_proj"))
+    layer = next(m for n, m in model.named_modules() if n.endswith("q_proj"))
     posterior = GaussianPosterior.isotropic(model, sigma**2)
     b, a = (getattr(layer, f"lora_{which}")["default"].weight.detach().clone() for which in "BA")
     draws = []
@@ -117,9 +143,37 @@ def test_one_sigma_in_w_is_what_the_librarys_draws_show(shown, tiny_model):
     assert (measured / expected - 1).abs().max() < 0.2
 
 
-def test_one_sigma_in_w_is_the_general_formula(shown):
-    torch.manual_seed(0)
-    b, a, sigma = torch.randn(5, 3), torch.randn(3, 4), 0.3
-    general = shown["product_moments"](b, torch.full_like(b, sigma**2), a, torch.full_like(a, sigma**2))[1]
-    torch.testing.assert_close(shown["std_in_w"](b, a, sigma), general.sqrt())
-    torch.testing.assert_close(shown["std_in_w"](b, a, sigma, scale=2.0), 2 * general.sqrt())
+@pytest.mark.parametrize("r", [1, 8, 64])
+def test_kurtosis_of_a_product_with_means_of_zero_is_six_over_r(shown, r):
+    generator = torch.Generator().manual_seed(0)
+    b, a = (torch.randn(400_000, r, dtype=torch.float64, generator=generator) for _ in range(2))
+    z = (b * a).sum(1, keepdim=True) / r**0.5  # [S, 1]
+    assert float(shown["excess_kurtosis"](z)) == pytest.approx(6 / r, rel=0.1, abs=0.02)
+
+
+def test_what_it_says_of_the_learned_sigma_is_recorded(record):
+    settings = record["settings"]
+    start = (settings["ess"] * settings["hess_init"]) ** -0.5
+    ceiling = start * settings["beta2"] ** -400  # after 800 steps
+    assert round(start, 3) == 0.071 and round(ceiling, 3) == 0.083
+    assert set(record["sigma"]) == {"21", "42", "87"}
+    for kept in record["sigma"].values():
+        medians = {}
+        for name, quantiles in kept["tensors"].items():
+            layer, module, factor = re.search(r"\.(\d+)\..*(\w)_proj\.lora_(\w)", name).groups()
+            medians.setdefault(module + factor, {})[int(layer)] = quantiles["p50"]
+        middle = {key: statistics.median(values.values()) for key, values in medians.items()}
+        assert middle["vB"] < 0.07 and all(middle[key] > 0.08 for key in ("qA", "qB", "vA"))
+        assert max(medians["vB"][k] for k in range(3)) < min(medians["vB"][k] for k in range(5, 30))
+        assert abs(middle["qA"] - middle["qB"]) < 0.001
+        near = [v > 0.98 * ceiling for key in ("qA", "qB") for v in medians[key].values()]
+        assert sum(near) > len(near) / 2
+
+
+def test_what_it_says_the_learned_sigma_is_worth_is_recorded(record):
+    spread, stays = record["learned_minus"]["one size a tensor"], record["learned_minus"]["h stays"]
+    assert spread["acc"]["interval"][0] > 0.1 and spread["nll"]["interval"][1] < -0.2
+    for metric in ("acc", "nll", "ece"):
+        low, high = stays[metric]["interval"]
+        assert low < 0 < high
+    assert stays["brier"]["interval"][1] < 0

@@ -1,24 +1,46 @@
-"""Notebook 10: what it shows beside the library, and that it reads the committed recording or says there is none."""
+"""Notebook 10: what it shows beside the library, its sliders, and what it says of the recorded results."""
 
 import json
 import math
-import re
+import statistics
 
+import ipywidgets
+import plotly.graph_objects as go
 import pytest
 import torch
 from cells import NOTEBOOKS, defined_in
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ivon_lora_lite.gates import BayesianBits, RankGate, quantize
+from ivon_lora_lite import plots
 from ivon_lora_lite.gates import hard_concrete as library
+from ivon_lora_lite.gates import quantize
+from ivon_lora_lite.studies import recorded
 
 NAME = "10_bayesian_gates.ipynb"
 
 
 @pytest.fixture(scope="module")
 def shown():
-    names = ("parts_of", "gated_sum", "hard_concrete", "open_probability", "expected_bits", "expected_rank")
+    names = ("parts_of", "gated_sum", "hard_concrete", "open_probability", "mean_of_rounded", "sort_directions")
     given = {"BITS": (2, 4, 8, 16, 32), "BETA": 2 / 3, "ZETA": 1.1, "GAMMA": -0.1}
-    return defined_in(NAME, *names, "mean_of_rounded", torch=torch, math=math, **given)
+    return defined_in(NAME, *names, torch=torch, math=math, **given)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return json.loads((NOTEBOOKS / NAME).read_text("utf8"))["cells"]
+
+
+@pytest.fixture(scope="module")
+def text(cells):
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
+def run_cell(cells, containing: str, **given) -> dict:
+    """Execute the one code cell that contains a string."""
+    (source,) = ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and containing in "".join(c["source"])]
+    exec(source, given)
+    return given
 
 
 def test_its_quantiser_is_the_librarys(shown):
@@ -37,16 +59,6 @@ def test_its_gate_is_the_librarys(shown):
         torch.testing.assert_close(shown["open_probability"](phi), library.probability_open(phi))
 
 
-def test_its_expectations_are_the_librarys(shown):
-    bits, rank = BayesianBits(torch.ones(2, 2), start=0.0), RankGate(5, start=0.0)
-    with torch.no_grad():
-        bits.phi.copy_(torch.tensor([1.0, 0.2, -0.5, 0.3]))
-        rank.phi.copy_(torch.linspace(1, -1, 5))
-    q = shown["open_probability"]
-    torch.testing.assert_close(shown["expected_bits"](q(bits.phi)), bits.expected_bits())
-    torch.testing.assert_close(shown["expected_rank"](q(rank.phi)), rank.expected_rank())
-
-
 @pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0])
 def test_the_mean_of_rounded_draws_against_monte_carlo(shown, sigma):
     m = torch.tensor([-1.2, -0.5, 0.0, 0.4, 0.7], dtype=torch.float64)
@@ -57,12 +69,103 @@ def test_the_mean_of_rounded_draws_against_monte_carlo(shown, sigma):
     torch.testing.assert_close(scaled, 0.2 * shown["mean_of_rounded"](m, sigma))
 
 
-def test_it_reads_the_committed_recording_or_says_that_there_is_none():
-    cells = [c for c in json.loads((NOTEBOOKS / NAME).read_text("utf8"))["cells"] if c["cell_type"] == "code"]
-    code = "\n".join("".join(c["source"]) for c in cells)
-    assert 'Path("../data/runs/gates")' in code and 'Path("repository/data/runs/gates")' in code  # here, on Colab
-    missing = "Not recorded yet: `python benchmarks/gates.py --out data/runs/gates` makes it"
-    said = ["".join("".join(o.get("text", "")) for o in c["outputs"]).count(missing) for c in cells]
-    readers = [c for c in cells if re.search(r"^if recorded\(\)", "".join(c["source"]), re.M)]
-    there = (NOTEBOOKS.parent / "data" / "runs" / "gates" / "everyday-summary.json").is_file()
-    assert len(readers) == 4 and sum(said) == (0 if there else 4)
+def test_sorted_directions_have_the_same_product_and_sizes_that_fall(shown):
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(8, 32, generator=g, dtype=torch.float64), torch.randn(24, 8, generator=g, dtype=torch.float64)
+    new_a, new_b = shown["sort_directions"](a, b)
+    torch.testing.assert_close(new_b @ new_a, b @ a)
+    sizes = new_a.norm(dim=1) * new_b.norm(dim=0)
+    torch.testing.assert_close(sizes, torch.linalg.svdvals(b @ a)[:8])
+    gram = new_a @ new_a.T
+    torch.testing.assert_close(gram, gram.diagonal().diag())
+
+
+def test_the_sliders_over_gates_round_as_equation_1_says(cells, shown):
+    names = {"go": go, "ipywidgets": ipywidgets, "parts_figure": plots.parts_figure}
+    made = run_cell(cells, "FloatSlider", **names, **shown)
+    sliders, bars = made["sliders"], made["bars"].data[0]
+
+    def value(**gates) -> float:
+        for name, slider in sliders.items():
+            slider.value = gates.get(name, 0.37 if name == "x" else 1.0)
+        return float(made["readout"].value.split("<b>")[1].split("<")[0])
+
+    assert value() == pytest.approx(0.37, abs=1e-8)
+    assert all(size > 1e-11 for size in bars.y)  # all five levels can be seen
+    assert value(z8=0) == value(z8=0, z16=0.5) == pytest.approx(0.4)
+    assert list(bars.y[2:]) == [None] * 3
+    assert value(z4=0) == pytest.approx(2 / 3)
+    assert value(z4=0.5, z8=0) == pytest.approx((0.4 + 2 / 3) / 2)
+
+
+def test_the_slider_over_the_price_shows_the_runs_of_this_price(cells):
+    mus = (0.0, 0.1, 1.0)
+    found = {mu: [{"rank": 8 - k, "error": 0.1 + mu, "share": 0.5, "path": [4.0, mu]} for k in range(5)] for mu in mus}
+    best = {mu: [((2, 8), (0.2, 0.25))] * 5 for mu in mus}
+    names = {"torch": torch, "go": go, "ipywidgets": ipywidgets, "prices_figure": plots.prices_figure}
+    made = run_cell(cells, "SelectionSlider", MUS=mus, found=found, best=best, **names)
+    for mu in (1.0, 0.0, 0.1):
+        made["price"].value = mu
+        assert f"μ = {mu:g}: ranks 8, 7, 6, 5, 4." in made["about"].value
+        assert (
+            f"gates <b>{0.1 + mu + 0.5 * mu:.3f}</b>, cut and rounded <b>{0.2 + 0.25 * mu:.3f}</b>"
+            in made["about"].value
+        )
+        assert list(made["path"].y) == pytest.approx([4.0, mu])
+        assert list(made["now"].x) == [0.5] * 5 + [0.25] * 5 and made["now"].y[0] == pytest.approx(0.1 + mu)
+
+
+@pytest.fixture(scope="module")
+def methods():
+    return {
+        task: json.loads((recorded("gates") / f"{task}-summary.json").read_text("utf8"))["methods"]
+        for task in ("everyday", "arc_easy")
+    }
+
+
+def test_what_it_says_of_the_recorded_scores(methods, text):
+    rows = methods["everyday"]
+
+    def mean(name, metric):
+        return rows[name][metric]["mean"]
+
+    gates, four, full = "gated-mu0.01", "lora-r8-4bit", "lora-r8"
+    assert 0.73 < 1 - mean(gates, "share") < 0.77 and mean(four, "share") == 0.25 == mean("lora-r2", "share")
+    assert max(abs(mean(name, "acc") - mean(full, "acc")) for name in (gates, four)) < 0.01
+    assert 0.095 < mean(full, "acc") - mean("lora-r2", "acc") < 0.105
+    assert mean(four, "nll") < mean(gates, "nll") - 0.01
+    assert mean("lora-r8-2bit", "acc") > mean("gated-mu0.1", "acc") and mean("gated-mu0.1", "share") < 0.125
+    assert mean("lora-r8-2bit", "nll") < mean("gated-mu0.1", "nll") and mean("gated-mu1", "share") < 0.02
+    for name in rows.keys() - {"adalora"}:
+        assert mean("adalora", "acc") > mean(name, "acc") and mean("adalora", "nll") < mean(name, "nll")
+    rows = methods["arc_easy"]
+    said = [f"{mean(name, metric):.3f}" for name in (gates, four, full) for metric in ("acc", "nll")]
+    assert said == ["0.587", "1.042", "0.595", "1.010", "0.593", "1.007"]
+    assert all(number in text for number in said) and round(1 - mean(gates, "share"), 2) == 0.79
+
+
+def test_what_it_says_of_the_recorded_ranks():
+    def ranks(mu: str, kind: str) -> list[list[int]]:
+        files = sorted(recorded("gates").glob(f"everyday-gated-mu{mu}-seed*.json"))
+        own = [json.loads(file.read_text("utf8"))["gates"] for file in files]
+        return [[row["rank"] for name, row in gates.items() if f"{kind}_proj" in name] for gates in own]
+
+    def alike(kind: str) -> torch.Tensor:
+        return torch.corrcoef(torch.tensor(ranks("0.1", kind)).float())[torch.triu_indices(3, 3, 1).unbind()]
+
+    low = [row for kind in "qv" for row in ranks("0.01", kind)]
+    closed = [k for row in low for k, rank in enumerate(row) if rank < 8]
+    assert len(closed) < 0.25 * 6 * 30 and sum(k >= 24 for k in closed) > len(closed) / 2
+    for row in ranks("0.1", "v"):
+        assert statistics.fmean(row[:20]) > 7.5 and statistics.fmean(row[23:]) < 1
+    assert alike("v").min() > 0.9 > 0.7 > alike("q").max()
+    assert statistics.fmean(sum(ranks("0.1", "q"), [])) < statistics.fmean(sum(ranks("0.1", "v"), []))
+
+
+def test_the_multiplications_that_it_counts(text):
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    with torch.device("meta"):  # shapes of SmolLM2-135M, without memory
+        model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=49152, num_key_value_heads=3, **sizes))
+    frozen = sum(m.weight.numel() for m in model.model.modules() if isinstance(m, torch.nn.Linear))
+    lora = 30 * 8 * (576 + 576 + 576 + 192)
+    assert f"{frozen:,}" in text and f"{lora:,}" in text and lora / frozen < 0.005

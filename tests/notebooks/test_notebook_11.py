@@ -1,110 +1,162 @@
-"""Notebook 11 shows the body of `noise_cost`: it must do what the library's does. And its other functions."""
+"""Notebook 11: what it says of the recorded trials is what they say, and its functions do what they promise."""
 
 import json
 import math
 import re
-import statistics
+from functools import cache
 
 import pytest
 import torch
-from cells import NOTEBOOKS, defined_in
+from cells import NOTEBOOKS
 
-import ivon_lora_lite
-from ivon_lora_lite.training import prediction_shift
+from ivon_lora_lite.studies import by_length, recorded
 
 NAME = "11_hyperparameters.ipynb"
 
 
-def shown(*names, **given):
-    return defined_in(NAME, *names, torch=torch, math=math, statistics=statistics, **given)
+@cache
+def trial(name):
+    return json.loads((recorded("search") / f"{name}.json").read_text("utf8"))
 
 
-@pytest.mark.parametrize("draws", [1, 2, 5])
-@pytest.mark.parametrize("sigma", [0.0, 0.01, 0.5])
-def test_the_noise_cost_shown_is_the_librarys(sigma, draws):
-    theirs = shown("noise_cost")["noise_cost"]
-    params = [torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (3, 7)]
-    before = [p.detach().clone() for p in params]
-
-    def loss():
-        return sum((p**2).sum() + (p**4).sum() for p in params)
-
-    ours = ivon_lora_lite.noise_cost(loss, params, sigma, draws, seed=4)
-    assert theirs(loss, params, sigma, draws, seed=4) == pytest.approx(ours, rel=1e-6, abs=1e-7, nan_ok=True)
-    assert theirs(loss, params, sigma)[0] == pytest.approx(ivon_lora_lite.noise_cost(loss, params, sigma)[0], rel=1e-6)
-    assert ours[0] > 0 or sigma == 0
-    assert all(torch.equal(p, b) for p, b in zip(params, before))
+def nll(name, kind="draws"):
+    return trial(name)["validation"][kind]["nll"]
 
 
-def test_the_noise_cost_shown_restores_the_weights_after_an_error():
-    theirs, w = shown("noise_cost")["noise_cost"], torch.nn.Parameter(torch.ones(3))
-    losses = iter([1.0, 2.0])
-    with pytest.raises(StopIteration):
-        theirs(lambda: next(losses), [w], 0.5)
-    assert torch.equal(w, torch.ones(3))
+def by_sigma(passes):
+    """σ₀ → name, of the trials that the notebook compares: a largest step of about 2e-4, c = 0.32."""
+    if passes == 20:
+        return {s: f"20-passes-ivon-lr0.2-sigma{s}-move0.32" for s in (0.035, 0.05, 0.071, 0.1)} | {
+            0.084: "20-passes-ivon-lr0.00055-sigma0.084-move0.32-clip_radius0.41"
+        }
+    tried = {5: (0.035, 0.05, 0.071), 40: (0.05, 0.071, 0.1)}[passes]
+    return {s: f"{passes}-passes-ivon-lr0.00055-sigma{s}-move0.32-clip_radius0.41" for s in tried}
 
 
-def test_the_shift_shown_is_the_librarys(tiny_model, questions):
-    """On questions with the same number of choices; the library also takes others."""
-    from ivon_lora_lite import lora_parameters
-    from ivon_lora_lite import answer_logits, collate
-
-    model = tiny_model("llama", trained=True)
-    alike = [q for q in questions if len(q.choices) == 4]
-    assert len(alike) >= 2
-    batch = collate(alike, model.tokenizer, "text")
-    theirs = shown("shift_of")["shift_of"](lambda: answer_logits(model, batch))
-    ours = prediction_shift(model, alike, batch_size=len(alike))
-    with torch.no_grad():
-        for p in lora_parameters(model):
-            p.mul_(1.3)
-        assert float(ours()) > 1e-4
-        assert float(theirs()) == pytest.approx(float(ours()), rel=1e-4)
+def code():
+    cells = json.loads((NOTEBOOKS / NAME).read_text("utf8"))["cells"]
+    return [c for c in cells if c["cell_type"] == "code"]
 
 
-def test_sigma_is_read_off_the_lines_between_the_points():
-    sigma_at = shown("sigma_at")["sigma_at"]
-    curve = [{"sigma": s, "cost": 3 * s**2} for s in (0.01, 0.02, 0.05)] + [{"sigma": 0.1, "cost": 3 * 0.05**2 * 16}]
-    for cost in (3e-5, 3e-4, 5e-4, 7.5e-3):  # before the first point, on it, between points, on a corner
-        assert sigma_at(curve, cost) == pytest.approx((cost / 3) ** 0.5)
-    assert sigma_at(curve, 3 * 0.05**2 * 4) == pytest.approx(0.05 * 2**0.5)  # the last piece has slope 4
-    assert sigma_at(curve, 3 * 0.05**2 * 256) == pytest.approx(0.2)  # … and goes on
+def printed(start):
+    """What the cell whose source holds a text has printed."""
+    (cell,) = [c for c in code() if start in "".join(c["source"])]
+    return "".join("".join(o.get("text", "")) for o in cell["outputs"])
 
 
-def test_difference_and_verdict():
+def test_it_compares_exactly_these_trials():
+    shown = printed("for slider.value in")
+    for passes in (5, 20, 40):
+        for sigma, name in by_sigma(passes).items():
+            settings = trial(name)["config"]["settings"]
+            assert settings["lr"] * settings["clip_radius"] == pytest.approx(2.1e-4, rel=0.1)
+            assert settings["ess"] * settings["hess_init"] * sigma**2 == pytest.approx(1, rel=0.01)
+            (line,) = [line for line in shown.splitlines() if f"σ₀ = {sigma:g}." in line]
+            (part,) = [part for part in line.split(" · ") if f"{passes} passes" in part]
+            assert part.endswith(f"{passes} passes: mean {nll(name, 'mean'):.3f}, draws {nll(name):.3f}")
+    assert shown.count("not tried") == 4
+
+
+def test_whether_a_smaller_lambda_helps_depends_on_the_length():
+    five, twenty, forty = map(by_sigma, (5, 20, 40))
+    for kind in ("mean", "draws"):
+        assert nll(five[0.071], kind) > nll(five[0.035], kind) + 0.01
+        assert nll(twenty[0.071], kind) < nll(twenty[0.035], kind) - 0.07
+        assert all(nll(of[0.1], kind) > nll(of[0.071], kind) + 0.03 for of in (twenty, forty))
+    assert min(five, key=lambda s: nll(five[s])) == 0.035
+    assert min(twenty, key=lambda s: nll(twenty[s])) == min(forty, key=lambda s: nll(forty[s])) == 0.071
+    assert abs(nll(five[0.035]) - nll(five[0.05])) < 0.01
+
+
+def band():
+    seeds = torch.tensor([run.scores["nll"] for run in by_length(recorded("passes"), "everyday")["IVON"][20]])
+    assert len(seeds) == 3
+    return 2 * 2**0.5 * float(seeds.std())
+
+
+def test_noise_and_learning_rate_matter_most_then_beta2_and_clipping_does_not():
+    base = "20-passes-ivon-lr0.2-sigma0.071-move0.32"
+    change = lambda name: nll(f"20-passes-ivon-{name}") - nll(base)  # noqa: E731
+    noise = [change(f"lr0.2-sigma{s}-move0.32") for s in (0.035, 0.1)]
+    rates = [change(f"lr{lr}-sigma0.071-move0.32") for lr in (0.1, 0.4)]
+    moves = [change(f"lr0.2-sigma0.071-move{c}") for c in (0.008, 1.6)]
+    clip = change("lr0.00055-sigma0.071-move0.32-clip_radius0.41")
+    assert min(noise) > max(rates) and min(rates) > max(moves) and min(moves) > band() > 3 * abs(clip)
+    assert 0.02 < band() < 0.03 and max(moves) < 1.5 * band()
+    for c in (0.008, 1.6):
+        assert nll(f"20-passes-ivon-lr0.2-sigma0.071-move{c}", "mean") > nll(base, "mean") + 0.02
+    decays = [nll(f"20-passes-adamw-lr5e-05{end}", "mean") for end in ("", "-weight_decay1", "-weight_decay10")]
+    assert max(decays) - min(decays) < band()
+    assert {t["config"]["settings"]["beta1"] for t in map(trial, by_sigma(20).values())} == {0.9}
+
+
+def test_h_starts_far_above_the_curvature_of_these_runs():
+    drifts = {}
+    for c in ("0.008", "0.32", "1.6"):
+        record = trial(f"20-passes-ivon-lr0.2-sigma0.071-move{c}")
+        drifts[c] = [row for row in record["history"] if "ivon_variance_drift" in row][-1]["ivon_variance_drift"]
+        assert record["config"]["settings"]["beta2"] == pytest.approx(1 - float(c) / 800, abs=1e-9)
+    assert 1 < drifts["0.008"] < 1.05 < 1.4 < drifts["0.32"] < 2 < 5 < drifts["1.6"]
+
+
+def test_draws_fall_behind_the_mean_as_noise_grows():
+    for passes in (5, 20, 40):
+        names = dict(sorted(by_sigma(passes).items()))
+        gaps = {s: nll(name) - nll(name, "mean") for s, name in names.items()}
+        assert list(gaps.values()) == sorted(gaps.values())
+        assert gaps[max(gaps)] > 0 > gaps[min(gaps)]
+        assert gaps[min(gaps, key=lambda s: nll(names[s]))] < 0.01  # at the best σ₀
+
+
+def shown_difference(find=recorded):
+    """The function of the notebook, which looks for records with ``find``."""
+    (source,) = [s for c in code() if (s := "".join(c["source"])).startswith("def difference")]
+    names = {"torch": torch, "math": math, "json": json, "recorded": find}
+    exec(source.split("\n\n\n")[0], names)
+    return names["difference"]
+
+
+def test_the_difference_shown_is_over_the_same_questions_and_seeds(tmp_path):
     runs = {
         "a": [[0.5, 0.5, 0.25, 0.5], [0.5, 0.5, 0.5, 0.5]],
         "b": [[0.25, 0.5, 0.25, 0.25], [0.5, 0.25, 0.5, 0.25]],
     }
-    records = {k: [{"p_right": {"draws": p}, "config": {"seed": i}} for i, p in enumerate(v)] for k, v in runs.items()}
-    names = shown("difference", "verdict", trials=lambda part: records)
-    d, se = names["difference"]("part", "a", "b")
+    for name, seeds in runs.items():
+        for seed, p in enumerate(seeds):
+            (tmp_path / f"part-{name}-seed{seed}.json").write_text(json.dumps({"p_right": {"draws": p}}), "utf8")
+    d, se = shown_difference(lambda name: tmp_path)("part", "a", "b", "draws")
     # −log p(a) + log p(b) in units of log 2: [−1, 0, 0, −1] and [0, −1, 0, −1]
     by_hand = math.log(2) * torch.tensor([[-1.0, 0, 0, -1], [0, -1, 0, -1]])
     assert d == pytest.approx(float(by_hand.mean()))
     assert se == pytest.approx(math.sqrt(by_hand.mean(0).var() / 4 + by_hand.mean(1).var() / 2))
-    assert "better" in names["verdict"](-0.3, 0.1) and "worse" in names["verdict"](0.3, 0.1)
-    assert "not told apart" in names["verdict"](-0.19, 0.1)
 
 
-def test_the_prior_shown_minimises_the_divergence_of_each_matrix():
-    decay = shown("graves_decay")["graves_decay"]
-    assert decay(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0]), 10.0) == pytest.approx(1 / (10 * 8))
+@pytest.mark.parametrize("kind", ["mean", "draws"])
+def test_what_it_says_of_the_transfer_is_recorded(kind):
+    difference = shown_difference()
+    d, se = difference("transfer", "equal-cost", "borrowed", kind)
+    assert d > 2 * se  # more noise did harm on ARC-Easy
+    for part, base in (("transfer", "borrowed"), ("task", "borrowed"), ("isotropic", "learned")):
+        d, se = difference(part, "fast", base, kind)
+        assert d < -2 * se
+    for part, setting in (("rank", "equal-cost"), *((p, s) for p in ("rank", "shape") for s in ("fast", "suggested"))):
+        d, se = difference(part, setting, "borrowed", kind)
+        assert abs(d) < 2 * se
+    config = json.loads((recorded("suggest") / "task-fast-seed21.json").read_text("utf8"))["config"]
+    assert config["steps"] == 100 and config["settings"]["beta2"] == pytest.approx(1 - 0.1 / 100)
 
 
-def test_it_reads_the_committed_recording_or_says_that_there_is_none():
-    cells = [c for c in json.loads((NOTEBOOKS / NAME).read_text("utf8"))["cells"] if c["cell_type"] == "code"]
-    code = "\n".join("".join(c["source"]) for c in cells)
-    assert 'Path("../data/runs/suggest")' in code and 'Path("repository/data/runs/suggest")' in code  # here, on Colab
-    assert len(re.findall(r'suggest"\)', code)) == 2 and ".scratch" not in code and "smoke" not in code
-    missing = "Not recorded yet: `python benchmarks/suggest.py --out data/runs/suggest` makes it"
-    said = ["".join(o.get("text", "")).count(missing) for c in cells for o in c["outputs"]]
-    readers = [c for c in cells if re.search(r"^(?!def).*\brecorded\(\)", "".join(c["source"]), re.M)]
-    if (NOTEBOOKS.parent / "data" / "runs" / "suggest" / "summary.json").is_file():
-        assert sum(said) == 0
-        return
-    assert sum(said) == len(readers) == 5
-    for cell in readers:  # the sentence, and nothing else
-        (output,) = cell["outputs"]
-        text = "".join(output["text"])
-        assert text.startswith(missing) and text.count("\n") == 1
+def test_a_longer_run_gets_more_noise_and_a_larger_lora_less():
+    rows = re.findall(r"rank +(\d+), (\d+) steps: σ ([\d.]+),.*β₂ ([\d.]+):", printed("suggest_hyperparameters(model"))
+    found = {(int(rank), int(steps)): (float(sigma), float(beta2)) for rank, steps, sigma, beta2 in rows}
+    assert len(found) == 4
+    for steps in (200, 800):
+        assert found[32, steps][0] < found[8, steps][0]
+        assert found[8, steps][1] == found[32, steps][1] == pytest.approx(1 - 0.32 / steps)
+    for rank in (8, 32):
+        assert found[rank, 200][0] < found[rank, 800][0]
+
+
+def test_every_run_of_the_regression_ends_where_the_formula_says():
+    ends = re.findall(r"σ ends at ([\d.]+), by the formula ([\d.]+)", printed("σ ends at"))
+    assert len(ends) == 3 and all(run == formula for run, formula in ends)

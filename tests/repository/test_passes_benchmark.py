@@ -56,14 +56,21 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr("sys.argv", command)
     records = by_length(out, "everyday")
-    assert list(records) == ["AdamW", "AdamW, early-stopped", "AdamW + temperature", "IVON@mean", "IVON"]
+    assert list(records) == [
+        "AdamW",
+        "AdamW, early-stopped",
+        "AdamW + temperature",
+        "IVON@mean",
+        "IVON@mean + temperature",
+        "IVON",
+    ]
     assert all({n: len(seeds) for n, seeds in lengths.items()} == {1: 1, 2: 2} for lengths in records.values())
     assert [r.cell.seeds for r in records["IVON"][2]] == [(21,), (42,)]
     with pytest.raises(FileNotFoundError, match="no finished run on arc_easy"):
         by_length(out, "arc_easy")
     found = {title: {n: [r.scores for r in rs] for n, rs in lengths.items()} for title, lengths in records.items()}
     assert found["AdamW"][2][0].keys() == set(METRICS)
-    assert len(lengths_figure(found).data) == 4 * 5
+    assert len(lengths_figure(found).data) == 4 * 6
     printed = capsys.readouterr().out
     assert "everyday@2     2 passes  IVON  " in printed and "(2 seeds)" in printed
 

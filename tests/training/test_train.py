@@ -1,11 +1,16 @@
 """finetune(): what is the same for both optimizers, what a seed fixes, how it resumes."""
 
+import warnings
+
 import pytest
 import torch
 from conftest import flat
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
+from transformers import trainer as transformers_trainer
+from transformers.utils.notebook import NotebookProgressCallback
 
 from ivon_lora_lite import IVON, GaussianPosterior, advice, finetune, hyperparameters, predict, score, trainable
+from ivon_lora_lite.training import Bar
 from ivon_lora_lite.training import finetuning as train_module
 
 OPTIONS = {"steps": 6, "batch_size": 2, "progress": False}
@@ -239,3 +244,31 @@ def test_callbacks_are_called_beside_the_evaluation(tiny_model, task):
     assert Steps.seen == [(step, set(run.weights)) for step in range(1, 7)]
     assert [r["step"] for r in run.history if "eval_nll" in r] == [3, 6]
     assert torch.equal(flat(run.weights), flat(finetune(model, task, **OPTIONS).weights))
+
+
+@pytest.mark.parametrize("kind", [ProgressCallback, NotebookProgressCallback], ids=lambda kind: kind.__name__)
+def test_progress_is_one_bar_also_in_a_notebook(tiny_model, task, monkeypatch, kind):
+    """transformers' own callback in a notebook shows a table that grows by a row with every log."""
+    monkeypatch.setattr(transformers_trainer, "DEFAULT_PROGRESS_CALLBACK", kind)
+    shown = []
+
+    def remember(self, *args, **kwargs):
+        made(self, *args, **kwargs)
+        shown.append(self.callback_handler.callbacks)
+
+    made = train_module.AnswerTrainer.__init__
+    monkeypatch.setattr(train_module.AnswerTrainer, "__init__", remember)
+    finetune(tiny_model("llama"), task, **{**OPTIONS, "progress": True, "steps": 2})
+    (callbacks,) = shown
+    bars = [c for c in callbacks if isinstance(c, (ProgressCallback, NotebookProgressCallback))]
+    assert [type(bar) for bar in bars] == [Bar] and bars[0].training_bar is None  # closed at the end
+
+
+def test_checkpoints_say_nothing_of_a_hub_that_cannot_be_reached(tiny_model, task, tmp_path):
+    model = tiny_model("llama")
+    model.peft_config["default"].base_model_name_or_path = "somebody/a-model"  # PEFT looks there for a configuration
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        finetune(model, task, output_dir=tmp_path, save_every=2, **OPTIONS)
+    assert not [str(w.message) for w in said if "config" in str(w.message)]
+    assert (tmp_path / "checkpoint-6" / "adapter_model.safetensors").is_file()
