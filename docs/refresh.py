@@ -64,6 +64,8 @@ def passes_table() -> str:
                 (("AdamW", LONG), ("IVON", LONG), every),
                 (("AdamW", LONG), ("IVON@mean", LONG), some),
                 (("AdamW + temperature", LONG), ("IVON", LONG), every),
+                (("AdamW + temperature", LONG), ("IVON@mean + temperature", LONG), some),
+                (("IVON@mean + temperature", LONG), ("IVON", LONG), every),
             ],
         ),
         (

@@ -7,11 +7,20 @@ from conftest import ROOT
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, RandomSampler
 
-from ivon_lora_lite import IVON, GaussianPosterior, finetune, load_task, lora_parameters
-from ivon_lora_lite import reset_lora
-from ivon_lora_lite import trainable
-from ivon_lora_lite import hyperparameters
-from ivon_lora_lite import answer_logits, answer_loss, collate
+from ivon_lora_lite import (
+    IVON,
+    GaussianPosterior,
+    answer_logits,
+    answer_loss,
+    collate,
+    finetune,
+    hyperparameters,
+    load_task,
+    lora_parameters,
+    paired_differences,
+    reset_lora,
+    trainable,
+)
 from ivon_lora_lite.studies import by_length
 
 NOTEBOOK = "06_finetune.ipynb"
@@ -70,4 +79,7 @@ def test_what_it_says_of_more_passes_is_recorded():
     assert mean["AdamW + temperature", 20]["nll"] > mean["AdamW + temperature", 5]["nll"]
     assert mean["IVON", 40]["nll"] > mean["IVON", 20]["nll"]
     best = max(("AdamW", "AdamW + temperature", "IVON@mean", "IVON"), key=lambda t: mean[t, 20]["acc"])
-    assert best.startswith("IVON") and min(mean, key=lambda key: mean[key]["nll"]) == ("IVON", 20)
+    assert best.startswith("IVON") and min(mean, key=lambda key: mean[key]["nll"]) == ("IVON@mean + temperature", 20)
+    pooled = {title: [r.predictions for r in records[title][20]] for title in ("IVON", "IVON@mean + temperature")}
+    low, high = paired_differences(pooled["IVON@mean + temperature"], pooled["IVON"])["nll"]["interval"]
+    assert low < 0 < high
