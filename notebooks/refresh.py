@@ -54,7 +54,7 @@ def refresh(path: Path) -> None:
                 data["image/png"] = picture(figure)
     notebook.metadata.pop("widgets", None)
     notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata.language_info = {"name": "python"}
+    notebook.metadata.language_info = {"name": "python", "pygments_lexer": "ipython3"}  # which knows % and !
     nbformat.write(notebook, path)
     print(f"{path.name}: {path.stat().st_size // 1000} kB")
 

@@ -90,6 +90,9 @@ def leave_one_out(run: Run, line: Linearized) -> Linearized:
 
     ``choose_tau(leave_one_out(run, linearized(run, train)))`` is a τ that no validation question has seen.
 
+    A diagonal takes every weight for a direction of its own. With far more weights than examples, as in LoRA, it
+    expects losses that are much too large (`data/runs/left-out`); the order of examples may still be of use.
+
     Args:
         run: an IVON run whose h was learned.
         line: ``linearized(run, questions)`` of its N training questions.

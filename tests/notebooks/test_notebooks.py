@@ -45,11 +45,12 @@ def test_no_paths_of_a_machine_and_no_tokens(notebook):
     assert not re.search(r"/(home|Users|root|work|tmp)/|hf_[A-Za-z0-9]{20,}", text)
 
 
-def test_badge_and_set_up_cell_come_from_the_repository_setting(notebook):
+def test_badges_and_set_up_cell_come_from_the_repository_setting(notebook):
     path, content = notebook
     head = "".join(content["cells"][0]["source"])
     slug = REPOSITORY.removeprefix("https://github.com/")
-    assert f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}" in head
+    assert f"(https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name})" in head
+    assert f"(https://kaggle.com/kernels/welcome?src={REPOSITORY}/blob/main/notebooks/{path.name})" in head
     setup = "".join(cells(content, "code")[0]["source"])
     assert REPOSITORY in setup and "install" in setup
     assert not re.search(r"pip.*install.*\btorch\b", setup)  # Colab's own torch stays
@@ -81,6 +82,7 @@ def test_it_opens_with_title_question_and_the_only_set_up_cell(notebook):
     for part in (r"\*\*The question\.\*\*", r"After this notebook you can\b.*\n+- ", r"\bYou need\b"):
         assert re.search(part, question), part
     setup, *rest = ["".join(c["source"]) for c in cells(content, "code")]
+    assert len(setup.splitlines()) <= 12 and "renderers" not in setup  # plotly knows where it is
     assert "ivon_lora_lite.__version__" in setup and "torch.__version__" in setup
     assert not [source for source in rest if re.search(r"\bpip\b.*\binstall\b", source)]
 
