@@ -144,10 +144,10 @@ def test_sources_are_code_text_outputs_and_records_that_are_named(tmp_path):
 
 
 def test_records_count_where_they_are_named_and_without_their_logs():
-    summary = json.loads((ROOT / "data" / "runs" / "everyday-demo" / "summary.json").read_text())
+    summary = json.loads((ROOT / "data" / "runs" / "demo" / "summary.json").read_text())
     text = f"NLL {summary['scores']['IVON']['nll']['mean']:.6f}"
     assert len(prose.violations("x.md", text, "")) == 1
-    assert prose.violations("x.md", f"{text} (data/runs/everyday-demo)", "") == []
+    assert prose.violations("x.md", f"{text} (data/runs/demo)", "") == []
     assert len(prose.violations("x.md", f"{text} (data/runs/everyday-search)", "")) == 1
     assert prose.numbers_of_json({"a": [1, {"b": 2.5}], "history": [{"loss": 9.0}], "c": "7", "d": True}) == [1.0, 2.5]
 
