@@ -64,7 +64,6 @@ def test_what_it_says_of_pruning_is_recorded(folders):
         cut = Predictions.load(folder / "pruned.safetensors")
         rows = {tuple(row): score(p, cut.labels, intervals=False) for row, p in zip(cut.metadata["rows"], cut.probabilities)}
         whole = rows[0.0, "none"]["acc"]
-        assert rows[0.75, "ratio"]["acc"] > whole - 0.01 and rows[0.75, "size"]["acc"] > whole - 0.025
         assert rows[0.9, "ratio"]["acc"] > rows[0.9, "size"]["acc"] + 0.05 > rows[0.9, "random"]["acc"] + 0.05
         assert rows[0.5, "random"]["acc"] < whole - 0.04
 

@@ -149,7 +149,9 @@ def test_what_the_readme_says_of_the_learned_variance_is_recorded():
 
 def test_what_the_readme_says_of_pruning_is_recorded():
     """Three quarters for nothing; at nine tenths |m|/σ loses a few points and |m| far more than ten."""
-    for file in sorted((RUNS / "sweeps").glob("everyday@2-seed*/pruned.safetensors")):
+    files = sorted((RUNS / "sweeps").glob("everyday@2-seed*/pruned.safetensors"))
+    assert files
+    for file in files:
         cut = Predictions.load(file)
         acc = {tuple(row): float(accuracy(p, cut.labels)) for row, p in zip(cut.metadata["rows"], cut.probabilities)}
         whole = acc[0.0, "none"]
