@@ -14,7 +14,7 @@
 
 from .asking import AskForm, answer_figure
 from .calibration import TEMPERATURES, TemperatureExplorer, calibration_figure, floor_figure
-from .curves import ADAMW, EXACT, IVON, LOSS, bell, curves_figure, ellipse, objective_figure, rings
+from .curves import ADAMW_LINE, EXACT, IVON_LINE, LOSS, bell, curves_figure, ellipse, objective_figure, rings
 from .explorer import CAPTION, MEAN, TauExplorer
 from .figures import (
     lengths_figure,

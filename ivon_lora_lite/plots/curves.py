@@ -14,8 +14,8 @@ SHADE, TINT = "rgba(28, 39, 51, 0.15)", "rgba(28, 39, 51, 0.5)"
 EXACT = {"mode": "lines", "fill": "tozeroy", "fillcolor": SHADE, "line": {"color": INK, "width": 1}}
 LOSS = {"mode": "lines", "line": {"color": INK, "width": 2.5}}
 GRID = {"gridcolor": "#e6e8ec", "zeroline": False, "showline": False, "ticks": ""}
-IVON = {"mode": "lines", "line": {"color": COLORS["ivon"], "width": 2.5}}
-ADAMW = {"mode": "lines", "line": {"color": COLORS["adamw"], "width": 2.5}}
+IVON_LINE = {"mode": "lines", "line": {"color": COLORS["ivon"], "width": 2.5}}
+ADAMW_LINE = {"mode": "lines", "line": {"color": COLORS["adamw"], "width": 2.5}}
 
 
 def bell(theta: Tensor, mean: Tensor | float, sigma: Tensor | float) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ivon_lora_lite.plots import COLORS, IVON, bell, curves_figure, ellipse, objective_figure, rings
+from ivon_lora_lite.plots import COLORS, IVON_LINE, bell, curves_figure, ellipse, objective_figure, rings
 
 
 def test_a_bell_is_the_density_of_torch():
@@ -21,7 +21,7 @@ def test_every_point_of_an_ellipse_has_the_same_mahalanobis_distance():
 def test_a_name_is_in_the_legend_once_and_looks_the_same_in_all_panels():
     x = torch.linspace(0, 1, 5)
     figure = curves_figure(
-        {"one": {"q": (x, x), "": (x, -x)}, "two": {"q": (x, x**2)}}, {"q": IVON}, x="θ", y="density"
+        {"one": {"q": (x, x), "": (x, -x)}, "two": {"q": (x, x**2)}}, {"q": IVON_LINE}, x="θ", y="density"
     )
     named = [t for t in figure.data if t.name == "q"]
     assert [t.showlegend for t in figure.data] == [True, False, False]
