@@ -1,4 +1,4 @@
-"""passes.py, learned.py and sweeps.py on a tiny model: every length a table of its own, nothing made twice."""
+"""passes.py, learned.py, sweeps.py and shift.py on a tiny model: every length a table of its own, nothing made twice."""
 
 import pytest
 import torch
@@ -53,6 +53,21 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sweeps, "sampled", lambda *_: 1 / 0)
     monkeypatch.setattr(sweeps, "prune", lambda *_: 1 / 0)
     sweeps.main()
+
+    shift = load_script("benchmarks/shift.py")
+    again = ["shift.py", *shared, "--out", str(tmp_path / "shift"), "--passes", "2", "--seeds", "21", "42"]
+    again += ["--on", "everyday@1", "--test-size", "5", "--samples", "3"]
+    monkeypatch.setattr("sys.argv", again)
+    shift.main()
+    shapes = {file.stem: Predictions.load(file).logits.shape[0] for file in (tmp_path / "shift").glob("*21-*.saf*")}
+    assert shapes == {f"{name}-seed21-everyday@1": s for name, s in (("adamw", 1), ("ivon@mean", 1), ("ivon", 3))}
+    rows = read_json(tmp_path / "shift" / "summary.json")["rows"]
+    columns = {method: rows[method]["everyday@1"] for method in rows}
+    assert columns["adamw"]["acc"]["values"] == columns["temperature"]["acc"]["values"]  # it never changes an answer
+    assert columns["adamw"]["nll"]["values"] != columns["temperature"]["nll"]["values"]
+    assert "mutual_information, auroc" in columns["ivon"] and "mutual_information, auroc" not in columns["ivon@mean"]
+    monkeypatch.setattr(shift, "predict", lambda *_, **__: 1 / 0)
+    shift.main()
 
     monkeypatch.setattr("sys.argv", command)
     records = by_length(out, "everyday")
