@@ -68,6 +68,11 @@ def positive(text: str) -> int:
     return value
 
 
+def some_or_all(text: str) -> int | None:
+    """A number, or ``all``, which is None."""
+    return None if text == "all" else positive(text)
+
+
 def count(text: str) -> int:
     try:
         value = int(text)

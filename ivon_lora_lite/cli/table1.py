@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..files import read_json, write_text
-from .options import HUB, bins_option, count, model_options, positive
+from .options import HUB, bins_option, count, model_options, positive, some_or_all
 
 
 def add(commands) -> None:
@@ -23,7 +23,9 @@ def add(commands) -> None:
     p.add_argument("--test-size", type=positive, help="report on only this many questions")
     p.add_argument("--shift", nargs="+", default=[], metavar="TASK", help="also test what was trained on these tasks")
     p.add_argument("--shift-size", type=positive, default=500, help="their test questions (default: 500)")
-    p.add_argument("--validation-size", type=positive, default=100, help="for early stopping and temperature")
+    p.add_argument(
+        "--validation-size", type=some_or_all, default=100, help="for early stopping and temperature; a number or all"
+    )
     p.add_argument("--evaluations", type=positive, default=5, help="on them, along training (default: 5)")
     p.add_argument("--samples", type=positive, default=10, help="draws (default: 10)")
     p.add_argument("--further-steps", type=positive, default=50, help="of SWA and SWAG (default: 50)")

@@ -22,7 +22,7 @@ from .blob import BLOB, BLOB_MEAN, BlobSettings, blob
 from .deep_ensemble import ENSEMBLE, ensemble
 from .dropout import MC_DROPOUT, mc_dropout
 from .fitting import fit_posterior
-from .ivon import IVON_DRAWS, IVON_MEAN
+from .ivon import IVON_DRAWS, IVON_LINEARIZED, IVON_MEAN
 from .keep_best import KeepBest
 from .laplace_approximation import (
     LAPLACE_DIAG,
@@ -45,6 +45,6 @@ METHODS: dict[str, Method] = {
     for method in (
         ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, LAPLACE_VALIDATION, LAPLACE_DIAG_VALIDATION, SWA, SWAG,
         TEMPERATURE, ENSEMBLE, TFB, BLOB_MEAN, BLOB, TFB_BLOB, SCALABL, PAC_TUNING, IVON_MEAN, TEMPERATURE_IVON,
-        IVON_DRAWS, TFB_IVON,
+        IVON_DRAWS, IVON_LINEARIZED, TFB_IVON,
     )
 }  # fmt: skip

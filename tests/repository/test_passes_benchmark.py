@@ -1,4 +1,4 @@
-"""passes.py, learned.py, sweeps.py and shift.py on a tiny model: every length a table of its own, nothing made twice."""
+"""passes.py, learned.py, sweeps.py and shift.py on a tiny model: a length is a table, and nothing is made twice."""
 
 import pytest
 import torch

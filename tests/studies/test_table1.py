@@ -116,6 +116,21 @@ def test_laplace_cells_hold_the_average_of_their_linearised_draws(made):
     assert torch.allclose(load_record(folder).predictions.ensemble(), line.probabilities(1.0), atol=1e-5)
 
 
+def test_ivons_linearised_row_takes_the_tau_of_the_smallest_validation_loss(made):
+    """Among the ten that there are, and never by test questions."""
+    from ivon_lora_lite import linearized
+    from ivon_lora_lite.evaluation import nll
+    from ivon_lora_lite.methods.ivon import TAUS
+
+    record = load_record(made / "everyday@2/ivon@linearized/seed21")
+    task, run = load_task("everyday"), load_run(made / "everyday@2/ivon/seed21")
+    held_out, test = linearized(run, task.validation[:6]), linearized(run, task.test[:10])
+    losses = {tau: float(nll(held_out.probabilities(tau), held_out.labels)) for tau in TAUS}
+    tau = record.content["facts"]["tau"]
+    assert losses[tau] == min(losses.values()) < max(losses.values())
+    torch.testing.assert_close(record.predictions.ensemble(), test.probabilities(tau), atol=1e-4, rtol=0)
+
+
 @pytest.mark.slow
 def test_an_interrupted_table_repeats_nothing_and_ends_the_same(made, tiny_folder, tmp_path):
     out = tmp_path / "killed"
