@@ -1,4 +1,7 @@
-"""Fill README's tables and picture from data/: `python docs/refresh.py` (the picture needs kaleido and a Chromium)."""
+"""Fill the tables and pictures of README and results.md from data/: `python docs/refresh.py`.
+
+The pictures need kaleido and a Chromium; `--no-picture` leaves them as they are.
+"""
 
 import json
 import sys
@@ -10,6 +13,8 @@ PASSES = ROOT / "data" / "runs" / "passes"
 LEARNED = ROOT / "data" / "runs" / "learned" / "everyday@2-20-passes.json"
 SHORT, LONG = 5, 20  # passes: the lengths that the text speaks of
 TABLE1 = ROOT / "data" / "runs" / "table1"
+FIRST_TABLE1 = ROOT / "data" / "runs" / "table1-5-passes"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 MARKS = "<!-- {} table, made by docs/refresh.py -->", "<!-- end of {} table -->"
 METRICS = ("acc", "ece", "nll", "brier")
 
@@ -140,43 +145,112 @@ def optimizer_table() -> str:
     return "\n".join([*lines, "", f"Measured on {made['device']}, {made['date']}: {how} ratio."])
 
 
+def differences(rows: dict[str, tuple[list, list]]) -> list[str]:
+    """Markdown: name → (predictions of A, of B), one a seed; B − A with paired intervals, bold where 0 is outside."""
+    from ivon_lora_lite import paired_differences
+
+    lines = ["| | seeds | accuracy | NLL | ECE above its floor | Brier score |", "|---|---|---|---|---|---|"]
+    for name, (a, b) in rows.items():
+        cells = []
+        for metric in ("acc", "nll", "ece", "brier"):
+            found = paired_differences(a, b)[metric]
+            low, high = found["interval"]
+            numbers = f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+            cells.append(numbers if low <= 0 <= high else f"**{numbers}**")
+        lines.append(f"| {name} | {len(a)} | {' | '.join(cells)} |")
+    return lines
+
+
+def short_table() -> str:
+    """The comparisons that matter most, after the longer of the two lengths."""
+    from ivon_lora_lite.studies import by_length
+
+    pooled = {title: [r.predictions for r in lengths[LONG]] for title, lengths in by_length(PASSES).items()}
+    pairs = {
+        "IVON, draws − AdamW": ("AdamW", "IVON"),
+        "IVON@mean − AdamW": ("AdamW", "IVON@mean"),
+        "IVON, draws − (AdamW + temperature)": ("AdamW + temperature", "IVON"),
+        "(IVON@mean + temperature) − (AdamW + temperature)": ("AdamW + temperature", "IVON@mean + temperature"),
+        "IVON, draws − (IVON@mean + temperature)": ("IVON@mean + temperature", "IVON"),
+    }
+    return "\n".join(differences({name: (pooled[a], pooled[b]) for name, (a, b) in pairs.items()}))
+
+
+def rivals_table() -> str:
+    """Every method of the table against AdamW of the same seeds."""
+    from ivon_lora_lite.methods import METHODS
+    from ivon_lora_lite.studies import load_records
+
+    by_method: dict[str, dict[tuple, list]] = {}
+    for record in load_records(TABLE1):
+        by_method.setdefault(record.cell.method, {})[record.cell.seeds] = record.predictions
+    adamw = by_method.pop("adamw")
+    rows = {}
+    for method, found in by_method.items():
+        own = {seeds: adamw[seeds[:1]] for seeds in found}  # an ensemble of all seeds stands beside the first
+        rows[METHODS[method].title] = list(own.values()), list(found.values())
+    return "\n".join(differences(rows))
+
+
+def _facts(records: list, command: str) -> str:
+    """How the cells of a table were made."""
+    config, made = records[0].config, records[-1].content["provenance"]
+    hours = sum(r.content["seconds"]["all"] for r in records) / 3600
+    tasks = sorted({r.cell.task for r in records})
+    return (
+        f"{config['model']} ({config['format']} format), {config['train_size']} training questions of "
+        f"{', '.join(f'`{task}`' for task in tasks)}, {config['steps']} steps of {config['batch_size']}, "
+        f"{len(records[0].predictions.labels)} test questions; mean ± standard error over seeds where there are "
+        f"several (one ensemble of all); in brackets the difference to AdamW, bold where it is an improvement; "
+        f"{hours:.1f} process hours on a busy machine ({made['device']} each), {made['date']}. Command: `{command}`."
+    )
+
+
 def methods_table() -> str:
-    """Table 1 at small scale: the average over tasks (or the only task), from the recorded cells."""
+    """Table 1 after 20 passes, from the recorded cells."""
     from ivon_lora_lite import Table
     from ivon_lora_lite.studies import load_records
 
     records = load_records(TABLE1)
-    table, config = Table.from_records(records), records[0].config
-    hours = sum(r.content["seconds"]["all"] for r in records) / 3600
-    seeds = sorted({seed for r in records for seed in r.cell.seeds})
-    flags = ("train_size", "test_size", "validation_size", "evaluations", "samples", "further_steps", "collect_every")
-    command = " ".join(f"--{name.replace('_', '-')} {config[name]}" for name in flags)
-    made = records[-1].content["provenance"]
-    facts = (
-        f"{config['model']} ({config['format']} format), {config['train_size']} training questions of "
-        f"{', '.join(f'`{task}`' for task in table.tasks)}, {config['steps']} steps of {config['batch_size']}, "
-        f"{config['test_size']} test questions; mean ± standard error over seeds {', '.join(map(str, seeds))} (one "
-        f"ensemble of all); in brackets the difference to AdamW, bold where it is an improvement; {hours:.1f} process "
-        f"hours on a busy machine ({made['device']} each, two side by side), {made['date']}. Command: "
-        f"`python -m ivon_lora_lite table1 --tasks {' '.join(table.tasks)} {command} --no-weights --jobs 2`; "
-        "`--show --out data/runs/table1` makes the table again from the recorded predictions."
+    command = (
+        "python -m ivon_lora_lite table1 --tasks everyday --steps 800 --train-size 160 --validation-size all "
+        "--evaluations 10 --export data/runs/table1"
     )
-    tables = "\n\n".join(table.compact(task) for task in table.tasks)
-    return f"{tables}\n\n{facts}"
+    return f"{Table.from_records(records, partial=True).compact()}\n\n{_facts(records, command)}"
 
 
-def readme(text: str) -> str:
-    """README with the tables between their marks replaced."""
-    for name, table in (
-        ("passes", passes_table),
-        ("learned", learned_table),
-        ("demo", demo_table),
-        ("methods", methods_table),
-        ("optimizer", optimizer_table),
-    ):
+def earlier_table() -> str:
+    """Table 1 on three tasks after 5 passes, from the recorded cells."""
+    from ivon_lora_lite import Table
+    from ivon_lora_lite.studies import load_records
+
+    records = load_records(FIRST_TABLE1)
+    table, config = Table.from_records(records), records[0].config
+    flags = ("train_size", "test_size", "validation_size", "evaluations", "samples", "further_steps", "collect_every")
+    options = " ".join(f"--{name.replace('_', '-')} {config[name]}" for name in flags)
+    command = f"python -m ivon_lora_lite table1 --tasks {' '.join(table.tasks)} {options} --no-weights --jobs 2"
+    return "\n\n".join([*(table.compact(task) for task in table.tasks), _facts(records, command)])
+
+
+TABLES = {
+    "short": short_table,
+    "passes": passes_table,
+    "learned": learned_table,
+    "demo": demo_table,
+    "rivals": rivals_table,
+    "methods": methods_table,
+    "earlier": earlier_table,
+    "optimizer": optimizer_table,
+}
+
+
+def filled(text: str) -> str:
+    """A page with the tables between their marks made anew."""
+    for name, table in TABLES.items():
         begin, end = (mark.format(name) for mark in MARKS)
-        head, rest = text.split(begin)
-        text = f"{head}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
+        if begin in text:
+            head, rest = text.split(begin)
+            text = f"{head}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
     return text
 
 
@@ -211,8 +285,8 @@ def picture(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    file = ROOT / "README.md"
-    file.write_text(readme(file.read_text("utf8")), "utf8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text("utf8")), "utf8")
     if "--no-picture" not in sys.argv:
         picture(ROOT / "docs" / "tau.png")
         lengths_picture(ROOT / "docs" / "lengths.png")
