@@ -11,6 +11,7 @@ started again. `TASK-summary.json` has mean and standard error over seeds.
                  the trained matrices rounded to 8, 4 and 2 bits with no further training
     adalora      PEFT's AdaLoRA: rank 8 at the start, 4 on average at the end, in 16 bits; its learning rate is
                  --adalora-lr because a product of three matrices that starts at zero needs a larger one
+    ivon-rR, ivon-gated-muX    the same with IVON: scores of draws, and `at_mean`; only if they are named in --methods
     adalora-ivon, adalora-ivon-signal    AdaLoRA trained by IVON (learning rate --adalora-ivon-lr), which takes away
                  directions by AdaLoRA's own importance, or by |m|/σ; only if they are named in --methods
 
@@ -61,20 +62,24 @@ def full_cost(model) -> int:
     )
 
 
-def lora_trial(task, args, seed: int, rank: int, mu: float | None) -> dict:
-    """AdamW on LoRA of a rank, with gates if μ is given."""
+def lora_trial(task, args, seed: int, rank: int, mu: float | None, optimizer: str = "adamw") -> dict:
+    """LoRA of a rank, with gates if μ is given."""
     model = load_model(args.model, lora=LoraSettings(r=rank, alpha=2 * rank))
     gates = False if mu is None else GateSettings(prior=mu, lr=args.gate_lr)
     run = finetune(
-        model, task, optimizer="adamw", steps=args.steps, train_size=args.train_size, seed=seed, format=args.format,
+        model, task, optimizer=optimizer, steps=args.steps, train_size=args.train_size, seed=seed, format=args.format,
         gates=gates, progress=False,
     )  # fmt: skip
     questions, full = getattr(task, args.split)[: args.test_size], full_cost(model)
-    out = {"scores": scored(predict(run, questions)), "bops": bit_operations(model, decisions=run.gates).total}
+    draws = args.samples if optimizer == "ivon" else 0
+    out = {"scores": scored(predict(run, questions, samples=draws))}
+    if draws:
+        out["at_mean"] = scored(predict(run, questions))
+    out["bops"] = bit_operations(model, decisions=run.gates).total
     out |= {"share": out["bops"] / full, "train_seconds": round(run.seconds, 1), "settings": run.config["settings"]}
     if run.gates is not None:
         out |= {"gates": run.gates.facts(), "gate_settings": {**vars(gates)}}
-    elif rank == max(args.ranks):
+    elif rank == max(args.ranks) and not draws:
         out["rounded"] = {}
         for bits in ROUNDED:
             decisions = rounding(run.weights, model, bits)
@@ -164,6 +169,8 @@ def methods(args: argparse.Namespace) -> dict:
     """Name of a method → a function of task and seed."""
     found = {f"lora-r{r}": lambda t, s, r=r: lora_trial(t, args, s, r, None) for r in args.ranks}
     found |= {f"gated-mu{mu:g}": lambda t, s, mu=mu: lora_trial(t, args, s, RANK, mu) for mu in args.mu}
+    found |= {f"ivon-r{RANK}": lambda t, s: lora_trial(t, args, s, RANK, None, "ivon")}
+    found |= {f"ivon-gated-mu{mu:g}": lambda t, s, mu=mu: lora_trial(t, args, s, RANK, mu, "ivon") for mu in args.mu}
     return found | {
         "adalora": lambda t, s: adalora_trial(t, args, s),
         "adalora-ivon": lambda t, s: adalora_trial(t, args, s, ivon=True),
@@ -178,6 +185,8 @@ def summarize(out: Path, name: str) -> dict:
         trial = read_json(file)
         method = trial["config"]["method"]
         rows = {method: trial} | {f"{method}-{bits}bit": row for bits, row in trial.get("rounded", {}).items()}
+        if "at_mean" in trial:
+            rows[f"{method}@mean"] = {"scores": trial["at_mean"], "share": trial["share"]}
         for title, row in rows.items():
             values = {metric: row["scores"][metric] for metric in METRICS} | {"share": row["share"]}
             columns.setdefault(title, []).append(values | {"seed": trial["config"]["seed"]})
@@ -209,11 +218,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gate-lr", type=float, default=GateSettings.lr)
     parser.add_argument("--adalora-lr", type=float, default=2e-3)
     parser.add_argument("--adalora-ivon-lr", type=float, default=2.0)
+    parser.add_argument("--samples", type=int, default=10, help="draws of IVON's")
     parser.add_argument("--target-rank", type=int, default=RANK // 2, help="of AdaLoRA, on average at the end")
     parser.add_argument("--split", default="test", choices=["validation", "test"])
     args = parser.parse_args(arguments)
     known = methods(args)
-    chosen = args.methods or [name for name in known if "-ivon" not in name]
+    chosen = args.methods or [name for name in known if "ivon" not in name]
     if unknown := set(chosen) - set(known):
         parser.error(f"there is no method {sorted(unknown)[0]!r}; known: {', '.join(known)}")
     task = load_task(args.task, hub=args.hub)

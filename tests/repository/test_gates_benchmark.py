@@ -42,6 +42,14 @@ def test_every_method_is_recorded_once(benchmark, tiny_folder, tmp_path, monkeyp
         trial = json.loads((tmp_path / f"everyday-{name}-seed1.json").read_text())
         assert sum(trial["ranks"].values()) == 2 * 4 and trial["settings"]["hess_init"] > 0
 
+    benchmark.main([*options, "--methods", "ivon-r8", "ivon-gated-mu5", "--samples", "2"])
+    plain, gated = (
+        json.loads((tmp_path / f"everyday-{n}-seed1.json").read_text()) for n in ("ivon-r8", "ivon-gated-mu5")
+    )
+    assert plain["share"] == 1 and gated["share"] < 0.5 and plain["scores"]["nll"] != plain["at_mean"]["nll"]
+    summary = json.loads((tmp_path / "everyday-summary.json").read_text())["methods"]
+    assert summary["ivon-r8@mean"]["nll"]["values"] == [plain["at_mean"]["nll"]]
+
     monkeypatch.setattr(benchmark, "lora_trial", lambda *_: 1 / 0)
     benchmark.main(options)  # nothing is repeated
     with pytest.raises(SystemExit, match="other options"):
