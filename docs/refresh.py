@@ -219,6 +219,31 @@ def methods_table() -> str:
     return f"{Table.from_records(records, partial=True).compact()}\n\n{_facts(records, command)}"
 
 
+def costs_table() -> str:
+    """What every method of the table costs, and its ECE with 15 bins; means over seeds."""
+    from statistics import mean
+
+    from ivon_lora_lite.methods import METHODS
+    from ivon_lora_lite.studies import load_records
+
+    by_method: dict[str, list] = {}
+    for record in load_records(TABLE1, 15):
+        by_method.setdefault(record.cell.method, []).append(record)
+    lines = [
+        "| | training, s | on top, s | passes a question | numbers a weight | memory, GB | ECE, 15 bins | its floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method, records in by_method.items():
+        seconds = [r.content["seconds"] for r in records]
+        train, fit = (mean(s.get(name, 0.0) for s in seconds) for name in ("train", "fit"))
+        cost = {name: mean(r.content["cost"][name] for r in records) for name in records[0].content["cost"]}
+        ece, floor = mean(r.scores["ece"] for r in records), mean(r.floor for r in records)
+        times = [f"{value:.0f}" if value else "–" for value in (train, fit)]
+        numbers = f"{cost['passes_per_question']:g} | {cost['floats_per_weight']:.3g} | {cost['peak_gb']:.1f}"
+        lines.append(f"| {METHODS[method].title} | {' | '.join(times)} | {numbers} | {ece:.3f} | {floor:.3f} |")
+    return "\n".join(lines)
+
+
 def earlier_table() -> str:
     """Table 1 on three tasks after 5 passes, from the recorded cells."""
     from ivon_lora_lite import Table
@@ -239,6 +264,7 @@ TABLES = {
     "demo": demo_table,
     "rivals": rivals_table,
     "methods": methods_table,
+    "costs": costs_table,
     "earlier": earlier_table,
     "optimizer": optimizer_table,
 }
