@@ -199,7 +199,11 @@ def tau_sweep(
 
 
 def choose_tau(
-    sweep: TauSweep | Linearized, objective: str = "nll", max_accuracy_loss: float = 1.0, taus: Sequence[float] = ()
+    sweep: TauSweep | Linearized,
+    objective: str = "nll",
+    max_accuracy_loss: float = 1.0,
+    taus: Sequence[float] = (),
+    samples: int | None = None,
 ) -> tuple[float, str]:
     """The τ that serves an objective best on a validation split.
 
@@ -209,6 +213,7 @@ def choose_tau(
             τ.
         max_accuracy_loss: how much accuracy may be given up against τ = 0, as a share: 0.01 is one point, 1.0 no limit.
         taus: candidates for a linearised Gaussian; default: 0, 0.05 … 1.5.
+        samples: draws of a sampled sweep to judge by, as many as you will predict with; default: all.
 
     Returns:
         τ and a sentence that states the trade-off.
@@ -219,7 +224,7 @@ def choose_tau(
         taus = tuple(sorted(taus)) or tuple(i / 20 for i in range(31))
         table = all_metrics(torch.stack([sweep.probabilities(tau) for tau in taus]), sweep.labels)
     else:
-        taus, table = sweep.taus, sweep.curves()
+        taus, table = sweep.taus, sweep.curves(samples)
     if taus[0] != 0:
         raise ValueError("Choosing τ needs τ = 0 among the candidates, to compare with.")
     allowed = [i for i in range(len(taus)) if table["acc"][0] - table["acc"][i] <= max_accuracy_loss + 1e-9]

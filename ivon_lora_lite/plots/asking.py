@@ -11,13 +11,14 @@ from .style import COLORS, LAYOUT, rounded
 WIDTH = 0.34  # of a bar
 
 
-def answer_figure(choices: Sequence[str], mean: Tensor, draws: Tensor) -> go.Figure:
+def answer_figure(choices: Sequence[str], mean: Tensor, draws: Tensor, right: int | None = None) -> go.Figure:
     """Probabilities of one question's choices: at the mean, and the average over draws with a dot for each draw.
 
     Args:
         choices: C texts.
         mean: probabilities at the mean ``[C]``.
         draws: probabilities of each draw ``[S, C]``.
+        right: index of the right choice, if it is known; it is marked.
     """
     figure = go.Figure()
     places = list(range(len(choices)))
@@ -31,9 +32,11 @@ def answer_figure(choices: Sequence[str], mean: Tensor, draws: Tensor) -> go.Fig
     )  # fmt: skip
     figure.add_scatter(
         x=[c + WIDTH / 2 for _ in draws for c in places], y=rounded(draws.flatten()), mode="markers", name="draws",
-        marker={"color": COLORS["now"], "size": 6, "opacity": 0.6}, hovertemplate="draw %{y:.3f}<extra></extra>",
+        marker={"color": COLORS["now"], "size": 7, "opacity": 0.8, "line": {"color": "white", "width": 1}},
+        hovertemplate="draw %{y:.3f}<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(tickvals=places, ticktext=list(choices))
+    texts = [f"<b>✓ {choice}</b>" if place == right else choice for place, choice in zip(places, choices)]
+    figure.update_xaxes(tickvals=places, ticktext=texts)
     figure.update_yaxes(range=[0, 1.02], title="probability")
     return figure.update_layout(**LAYOUT, height=320, bargap=0, legend={"orientation": "h", "y": -0.2})
 
@@ -76,7 +79,7 @@ class AskForm:
             self.figure.data = []
             self.figure.add_traces(made.data)
             self.figure.update_layout(made.layout, width=600)
-        self.said.value = f"<p>{html.escape(str(self.answer).splitlines()[-1].strip())}</p>"
+        self.said.value = f"<p>{html.escape(' '.join(self.answer.verdict))}</p>"
 
     def _repr_mimebundle_(self, **kwargs):
         return self.widget._repr_mimebundle_(**kwargs)

@@ -93,8 +93,8 @@ class TemperatureExplorer:
         self.scores = {name: float(value) for name, value in all_metrics(probs, self.labels, bins).items()}
         bars = reliability_bars(probs, self.labels, bins, color_of(title))
         bars |= {"x": [(b + 0.5) / bins for b in range(bins)], "width": 0.92 / bins}
+        self.figure.data[0].update(**bars)  # not in one batch: the browser would lose what the other traces lack
         with self.figure.batch_update():
-            self.figure.data[0].update(**bars)
             for dot, metric in zip(self.figure.select_traces({"mode": "markers"}), (nll, ece)):
                 dot.update(x=[t], y=rounded([metric(probs, self.labels)]))
         shown = ", ".join(f"{name.upper()} <b>{value:.3f}</b>" for name, value in self.scores.items())

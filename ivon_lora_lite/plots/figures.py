@@ -87,7 +87,8 @@ def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] 
     kept = worth_seeing(sweep)
     if not kept.all():
         gone = ", ".join(f"τ = {t:g}" for t, k in zip(sweep.taus, kept.tolist()) if not k)
-        about = {"text": f"{gone} lies further out", "showarrow": False, "font": {"size": 12}}
+        verb = "lies" if (~kept).sum() == 1 else "lie"
+        about = {"text": f"{gone} {verb} further out", "showarrow": False, "font": {"size": 12}}
         figure.add_annotation(**about, xref="paper", yref="paper", x=0.01, y=0.02, xanchor="left", yanchor="bottom")
     for name, update in (("nll", figure.update_xaxes), ("acc", figure.update_yaxes)):
         values = torch.cat([curves[name][kept], torch.tensor([scores[name] for scores in (rivals or {}).values()])])

@@ -85,20 +85,25 @@ class Answer:
             "threshold": self.threshold,
         }
 
+    @property
+    def verdict(self) -> list[str]:
+        """What it says in words, and if the run has a threshold, whether a person should answer."""
+        said = [
+            f"{self.best!r} with confidence {self.confidence:.3f}; the draws disagree by {self.disagreement:.3f} nats."
+        ]
+        if self.threshold is not None:
+            word = "below" if self.abstains else "not below"
+            advice = "ask a person" if self.abstains else "no need to ask a person"
+            said.append(f"The confidence is {word} this run's threshold of {self.threshold:.3f}: {advice}.")
+        return said
+
     def __str__(self) -> str:
         width = max(map(len, self.choices))
         lines = [self.stem, f"  {'':{width}}  at the mean  average of {len(self.draws)}   lowest – highest draw"]
         for c, text in enumerate(self.choices):
             mean, average, low, high = (float(p[c]) for p in (self.mean, self.average, self.lowest, self.highest))
             lines.append(f"  {text:{width}}  {mean:11.3f}  {average:12.3f}   {low:6.3f} – {high:.3f}")
-        verdict = (
-            f"{self.best!r} with confidence {self.confidence:.3f}; the draws disagree by {self.disagreement:.3f} nats"
-        )
-        if self.threshold is not None:
-            word = "below" if self.abstains else "not below"
-            advice = "ask a person" if self.abstains else "no need to ask a person"
-            verdict += f". That is {word} this run's threshold of {self.threshold:.3f}: {advice}"
-        return "\n".join([*lines, f"  {verdict}."])
+        return "\n".join([*lines, *(f"  {sentence}" for sentence in self.verdict)])
 
 
 def ask(
@@ -171,13 +176,15 @@ def with_threshold(
         coverage: the share of them that it answers.
 
     Returns:
-        The run with ``config["abstain"]``: coverage, threshold, and accuracy there.
+        The run with ``config["abstain"]``: coverage, threshold, the share that is answered (with few questions, or
+        equally confident ones, it is more than the coverage), and accuracy there.
     """
     count = samples if run.posterior is not None else 0
     drawn = predict(run, questions, samples=count, tau=tau_of(run), progress=progress)
     decision = abstain(drawn, coverage)
     threshold = math.floor(1e6 * (1 - decision.threshold)) / 1e6  # down, so that the last one that is answered stays so
     facts = {"coverage": coverage, "threshold": threshold, "questions": len(questions)}
+    facts |= {"answered": 1 - float(decision.handed_over.double().mean())}
     facts |= {"accuracy": decision.accuracy, "accuracy_of_all": decision.accuracy_of_all}
     return replace(run, config={**run.config, "abstain": facts})
 

@@ -36,11 +36,12 @@ def write_card(folder: Path, config: Mapping, scores: Mapping[str, Scores] | Non
     posterior = method not in ("adamw", "swa")
     facts = {"steps": "steps", "batch_size": "questions a step", "train_size": "training questions", "seed": "seed"}
     listed = [f"{words} {config[name]}" for name, words in facts.items() if name in config]
+    task = Path(config["task"]).name if "data" in config else config["task"]  # of a file of one's own, not its folder
     listed += [f"{name} {value:g}" for name, value in config.get("settings", {}).items() if _number(value)]
     parts = [
         f"---\nbase_model: {json.dumps(str(base))}\nlibrary_name: peft\n"
         f"tags:\n- lora\n- {method}\n- ivon-lora-lite\n---",
-        f"# LoRA for {config['task']}, trained with {method}",
+        f"# LoRA for {task}, trained with {method}",
         f"{base} with LoRA; answer format `{config['format']}`; {', '.join(listed)}.",
         _table(scores) if scores else "",
         config["tau"]["why"] if "tau" in config else "",
@@ -71,8 +72,9 @@ def _table(scores: Mapping[str, Scores]) -> str:
 
 
 def _abstaining(facts: Mapping) -> str:
+    answered = facts.get("answered", facts["coverage"])
     return (
         f"Below a confidence of {facts['threshold']:.3f} a person should answer: on {facts['questions']} validation "
-        f"questions that leaves {facts['coverage']:.0%}, of which {facts['accuracy']:.3f} are right "
+        f"questions that leaves {answered:.0%}, of which {facts['accuracy']:.3f} are right "
         f"({facts['accuracy_of_all']:.3f} of all)."
     )

@@ -380,6 +380,14 @@ def test_for_accuracy_the_largest_wins_and_for_the_others_the_smallest():
         assert choose_tau(sweep, objective)[0] == sweep.taus[int(curve.argmin())] == 1.0
 
 
+def test_it_judges_by_as_many_draws_as_it_is_told():
+    """Two draws of one question at τ = 1: the first is worse than the mean, both together are better."""
+    logits = torch.tensor([[[[0.0, 0.0]]] * 2, [[[0.0, 1.0]], [[5.0, 0.0]]]])  # [T, S, N, C]
+    sweep = TauSweep((0.0, 1.0), logits, torch.tensor([0]))
+    assert choose_tau(sweep, "nll", samples=1)[0] == 0.0
+    assert choose_tau(sweep, "nll", samples=2)[0] == choose_tau(sweep, "nll")[0] == 1.0
+
+
 def test_at_a_tie_the_smaller_tau_wins():
     same = [0.8, 0.7, 0.4]
     sweep = by_hand({0.0: [0.9, 0.3, 0.4], 0.25: same, 0.5: same, 1.0: [0.9, 0.3, 0.4]})

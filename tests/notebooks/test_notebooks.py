@@ -1,7 +1,9 @@
 """Static checks of every committed notebook: run in order, no errors, small, no machine's paths, links that exist."""
 
+import ast
 import json
 import re
+import symtable
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,49 @@ def test_every_solution_belongs_to_a_notebook_and_its_links_lead_somewhere():
         assert (ROOT / "notebooks" / f"{path.stem}.ipynb").is_file()
         for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text("utf8")):
             assert (path.parent / link).exists(), (path.name, link)
+
+
+SCOPES = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def bound(tree: ast.AST) -> set[str]:
+    """Names that a cell gives a value at its top level, also in loops."""
+    inner = {id(n) for f in ast.walk(tree) if isinstance(f, SCOPES) for n in ast.walk(f)}
+    names = (n for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    return {n.id for n in names if id(n) not in inner}
+
+
+def globals_of(source: str) -> dict[str, set[str]]:
+    """Function → the global names that it and what is defined in it read."""
+
+    def read(table: symtable.SymbolTable) -> set[str]:
+        return {s.get_name() for s in table.get_symbols() if s.is_global()}.union(*map(read, table.get_children()))
+
+    return {child.get_name(): read(child) for child in symtable.symtable(source, "", "exec").get_children()}
+
+
+def rebound(sources: list[str]) -> list[tuple[int, str]]:
+    """(cell, name): later cells that give another value to what a control's callback reads, or a function in it."""
+    functions: dict[str, set[str]] = {}
+    found = []
+    for k, source in enumerate(sources):
+        functions |= globals_of(source)
+        needed = set(re.findall(r"\.(?:observe|on_click)\((\w+)", source))
+        while more := {name for f in needed for name in functions.get(f, ())} - needed:
+            needed |= more
+        if needed:
+            found += [(j, n) for j, later in enumerate(sources) if j > k for n in bound(ast.parse(later)) & needed]
+    return found
+
+
+def test_no_cell_takes_away_what_a_slider_above_it_needs(notebook):
+    """A callback that fails does so in silence: the slider moves, and nothing else does."""
+    _, content = notebook
+    code = ["".join(c["source"]) for c in cells(content, "code")]
+    assert rebound([re.sub(r"(?m)^( *)[%!].*", r"\1pass", source) for source in code]) == []
+
+
+def test_a_slider_that_is_taken_away_is_found():
+    widget = "place = 1\ndef height():\n    return place\ndef redraw(_):\n    height()\nslider.observe(redraw)"
+    assert rebound([widget, "x = [place for place in range(3)]", "for place in range(3):\n    pass"]) == [(2, "place")]
+    assert rebound([widget.replace("def height()", "def height(place=place)"), "place = 2"]) == []

@@ -24,6 +24,8 @@ def test_bars_are_the_mean_and_the_average_with_a_dot_a_draw():
     assert list(at_mean.y) == [0.9, 0.1] and list(average.y) == pytest.approx([0.7, 0.3])
     assert list(dots.y) == [0.6, 0.4, 0.8, 0.2] and list(dots.x) == list(average.x) * 2
     assert list(figure.layout.xaxis.ticktext) == ["salt", "sand"]
+    marked = answer_figure(["salt", "sand"], torch.tensor([0.9, 0.1]), torch.tensor([[0.6, 0.4]]), right=0)
+    assert list(marked.layout.xaxis.ticktext) == ["<b>✓ salt</b>", "sand"]
 
 
 def test_the_form_asks_and_says_what_is_wrong():
