@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ivon_lora_lite import finetune, load_model, load_run, load_task, merge_runs, predict, score
-from ivon_lora_lite.evaluation import mean_and_error
 from ivon_lora_lite.files import provenance, read_json, write_json
 from ivon_lora_lite.language import full_name
 from ivon_lora_lite.posterior import read_weights, reset_lora, restored, trainable
@@ -73,20 +72,16 @@ def record(runs: dict, validation: dict, test: dict) -> dict:
 
 
 def summary(out: Path) -> dict:
-    """Mean and standard error over seeds, kind → task → metric."""
-    records = [read_json(file) for file in sorted(out.glob("seed*.json"))]
-    if len(records) < 2:
-        return {}
-    return {
-        kind: {
-            task: {
-                metric: [float(x) for x in mean_and_error([r["test"][kind][task][metric] for r in records])]
-                for metric in ("acc", "nll")
-            }
-            for task in tasks
-        }
-        for kind, tasks in records[0]["test"].items()
-    }
+    """Kind → task (or all of them on average) → metric → mean over seeds, and the values."""
+    tests = [read_json(file)["test"] for file in sorted(out.glob("seed*.json"))]
+    found: dict = {}
+    for kind, tasks in tests[0].items() if tests else ():
+        for name, of in (*((task, [task]) for task in tasks), ("all", list(tasks))):
+            for metric in ("acc", "nll"):
+                values = [statistics.mean(test[kind][task][metric] for task in of) for test in tests]
+                row = {"mean": statistics.mean(values), "values": values}
+                found.setdefault(kind, {}).setdefault(name, {})[metric] = row
+    return found
 
 
 def main() -> None:

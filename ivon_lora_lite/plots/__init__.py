@@ -6,15 +6,19 @@
 * `weights.py`: σ by layer; `asking.py`: a question put to a run;
 * `curves.py`: losses and Gaussians over one or two weights;
 * `calibration.py`: reliability, the floor of ECE and a slider for the temperature;
+* `decisions.py`: handing over with a slider, and doubt over a plane;
 * `gates.py`: bits and ranks;
 * `matrices.py`: matrices as heat maps;
 * `large_models.py`: what fits into a GPU, and published scores;
+* `methods.py`: many methods beside one rival;
+* `sensitivity.py`: what is predicted against what comes true, and methods over seeds;
 * `explorer.py`: the slider in a notebook; `report.py`: the slider as a file.
 """
 
 from .asking import AskForm, answer_figure
 from .calibration import TEMPERATURES, TemperatureExplorer, calibration_figure, floor_figure
 from .curves import ADAMW_LINE, EXACT, IVON_LINE, LOSS, bell, curves_figure, ellipse, objective_figure, rings
+from .decisions import COVERAGES, CoverageExplorer, doubt_maps_figure, risk_figure
 from .explorer import CAPTION, MEAN, TauExplorer
 from .figures import (
     lengths_figure,
@@ -28,7 +32,9 @@ from .figures import (
 from .gates import GATES, SHADES, levels_figure, parts_figure, prices_figure, ranks_figure, savings_figure
 from .large_models import memory_figure, published_figure
 from .matrices import matrix_figure
+from .methods import methods_figure
 from .report import report_html, sweep_html
+from .sensitivity import agreement_figure, dots_figure
 from .style import AXIS, COLORS, INK, LAYOUT, TITLES, axis_range, rounded
 from .tables import draws_html, flips_html, table_html, tokens_html
 from .toys import functions_figure, maps_figure, percent, search_figure, short

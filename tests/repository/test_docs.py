@@ -2,6 +2,7 @@
 
 import json
 import re
+from statistics import fmean
 
 import pytest
 from conftest import ROOT, load_script
@@ -11,10 +12,12 @@ from ivon_lora_lite.cli import build_parser
 from ivon_lora_lite.evaluation import accuracy
 from ivon_lora_lite.files import read_json
 from ivon_lora_lite.language import full_name
-from ivon_lora_lite.studies import by_length
+from ivon_lora_lite.studies import by_length, load_records
 from ivon_lora_lite.studies.demo import DEMO, METRICS_FILE, summarize
 
 RUNS = ROOT / "data" / "runs"
+ADAMW_LOSS = "AdamW's loss"
+METHODS_OF_IVON = ("ivon", "ivon@mean", "temperature@ivon", "ivon@linearized", "tfb@ivon")
 README = (ROOT / "README.md").read_text("utf8")
 
 
@@ -163,6 +166,25 @@ def test_what_is_said_of_left_out_questions_is_recorded():
     )
 
 
+def test_what_is_said_of_planted_labels_is_recorded():
+    (file,) = (RUNS / "left-out").glob("labels-*.json")  # one seed, as the text says
+    record = read_json(file)
+    found = record["auroc"]
+    said = f"(AUROC {found['sensitivity']:.2f} against {found['loss']:.2f})"
+    assert said in README and f"finds most ({found[ADAMW_LOSS]:.2f})" in README
+    assert len(record["wrong"]) == 16 and len(record["measures"]["loss"]) == 160
+
+
+def test_what_is_said_of_merging_is_recorded():
+    """NLL over three tasks: level with a scale from validation, worse than the average with none."""
+    (file,) = (RUNS / "merging").glob("seed*.json")  # one seed, as the text says
+    found = {name: fmean(s["nll"] for s in tasks.values()) for name, tasks in read_json(file)["test"].items()}
+    said = " ".join(README.split())
+    for kind, rival in (("precision, scaled", "average, scaled"), ("precision", "average")):
+        assert f"{found[kind]:.3f} against {found[rival]:.3f}" in said
+    assert abs(found["precision, scaled"] - found["average, scaled"]) < 0.005 < found["precision"] - found["average"]
+
+
 def test_what_is_said_of_temperature_scaling_in_the_demo():
     """Against IVON's draws: the same ECE and NLL within the intervals, a higher Brier score."""
     files = ["adamw-temperature", "ivon"]
@@ -177,7 +199,6 @@ def test_what_is_said_of_temperature_scaling_in_the_demo():
 def test_what_is_said_of_the_recorded_table_is_what_it_says():
     """IVON on average and by task, temperature scaling, Laplace: as the text beside the table has it."""
     from ivon_lora_lite import METHODS, Table
-    from ivon_lora_lite.studies import load_records
 
     table = Table.from_records(load_records(RUNS / "table1-5-passes"))
     later = {"laplace_kfac_validation", "laplace_diag_validation"}  # added after the recording, as the text says
@@ -199,6 +220,24 @@ def test_what_is_said_of_the_recorded_table_is_what_it_says():
     for task in ("everyday", "arc_easy"):
         unsure = [value("ece", task)[method] for method in ("laplace_kfac", "laplace_diag")]
         assert min(unsure) > 2.5 * value("ece", task)["adamw"]
+
+
+def test_what_is_said_of_every_method_after_20_passes_is_recorded():
+    """Told apart from AdamW in accuracy: IVON alone; the lowest NLL; what repairs AdamW and what does not."""
+    by_method = {}
+    for record in load_records(RUNS / "table1"):
+        by_method.setdefault(record.cell.method, {})[record.cell.seeds[0]] = record.predictions
+    adamw = by_method.pop("adamw")
+    gaps = {m: paired_differences([adamw[s] for s in found], list(found.values())) for m, found in by_method.items()}
+    assert {m for m, gap in gaps.items() if gap["acc"]["interval"][0] > 0} <= set(METHODS_OF_IVON)
+    assert all(gaps[m]["acc"]["interval"][0] > 0 for m in ("ivon", "ivon@mean", "temperature@ivon"))
+    nll = {m: gap["nll"]["difference"] for m, gap in gaps.items()}
+    assert min(nll, key=nll.get) == "ivon@linearized"
+    repairs = [m for m in nll if m not in METHODS_OF_IVON]
+    assert sorted(repairs, key=nll.get)[:3] == ["laplace_kfac_validation", "laplace_diag_validation", "temperature"]
+    for m in ("swa", "swag", "ensemble", "mc_dropout", "tfb"):
+        assert abs(nll[m]) < 0.01
+    assert gaps["blob"]["nll"]["interval"][0] > 0 and by_method["blob"].keys() == {21}
 
 
 def test_what_is_said_of_gates_is_recorded():
