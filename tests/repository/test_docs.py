@@ -237,7 +237,8 @@ def test_what_is_said_of_every_method_after_20_passes_is_recorded():
     assert sorted(repairs, key=nll.get)[:3] == ["laplace_kfac_validation", "laplace_diag_validation", "temperature"]
     for m in ("swa", "swag", "ensemble", "mc_dropout", "tfb"):
         assert abs(nll[m]) < 0.01
-    assert gaps["blob"]["nll"]["interval"][0] > 0 and by_method["blob"].keys() == {21}
+    for m in ("blob", "scalabl"):  # of one seed, as the table says
+        assert gaps[m]["brier"]["interval"][0] > 0 and by_method[m].keys() == {21}
 
 
 def test_what_is_said_of_gates_is_recorded():
