@@ -214,7 +214,7 @@ def methods_table() -> str:
     records = load_records(TABLE1)
     command = (
         "python -m ivon_lora_lite table1 --tasks everyday --steps 800 --train-size 160 --validation-size all "
-        "--evaluations 10 --export data/runs/table1"
+        "--evaluations 10 --chosen data/runs/choice/chosen.json --export data/runs/table1"
     )
     return f"{Table.from_records(records, partial=True).compact()}\n\n{_facts(records, command)}"
 
