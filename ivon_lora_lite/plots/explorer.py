@@ -158,10 +158,11 @@ class TauExplorer:
         with self.figure.batch_update():
             for name, trace in zip(METRICS, (t for t in self.figure.data if t.legendgroup == "now")):
                 trace.update(x=[tau], y=[round(self.scores[name], 4)], name=f"τ = {tau:g}")
+        with self.figure.batch_update():  # a batch of its own: in one batch all traces need the same keys
             for name, trace in zip(METRICS, (t for t in self.figure.data if t.legendgroup == "ivon")):
                 trace.update(y=rounded(curves[name]), name=curve_text(self.sweep, self.samples))
+        self.path.data[0].update(x=rounded(curves["nll"]), y=rounded(curves["acc"]))
         with self.path.batch_update():
-            self.path.data[0].update(x=rounded(curves["nll"]), y=rounded(curves["acc"]))
             at = {"x": [round(self.scores["nll"], 4)], "y": [round(self.scores["acc"], 4)]}
             self.path.data[-1].update(**at, text=[f"τ = {tau:g}"])
         with self.reliability.batch_update():
