@@ -187,8 +187,8 @@ def rivals_table() -> str:
     adamw = by_method.pop("adamw")
     rows = {}
     for method, found in by_method.items():
-        own = {seeds: adamw[seeds[:1]] for seeds in found}  # an ensemble of all seeds stands beside the first
-        rows[METHODS[method].title] = list(own.values()), list(found.values())
+        pairs = [(adamw[seed,], made) for seeds, made in found.items() for seed in seeds]  # an ensemble has several
+        rows[METHODS[method].title] = tuple(map(list, zip(*pairs)))
     return "\n".join(differences(rows))
 
 
