@@ -8,4 +8,4 @@ before it: `ivon/ posterior/ language/ evaluation/ plots/ training/ methods/ gat
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -129,8 +129,13 @@ def test_the_licence_is_apache_2():
     assert "END OF TERMS AND CONDITIONS" in text
 
 
-def test_the_version_is_the_same_in_pyproject_and_package():
-    assert ivon_lora_lite.__version__ == PROJECT["version"]
+def test_the_version_is_the_same_in_pyproject_package_citation_and_changelog():
+    version = PROJECT["version"]
+    assert ivon_lora_lite.__version__ == version
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf8"))
+    assert citation["version"] == version
+    newest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text("utf8"), re.MULTILINE)
+    assert newest.groups() == (version, str(citation["date-released"]))
 
 
 def test_what_the_wheel_includes_by_force_is_there_and_where_the_package_looks():
