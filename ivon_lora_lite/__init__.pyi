@@ -1,5 +1,5 @@
 from . import gates, plots
-from .applications import Sensitivity, influence, leave_one_out, merge_runs, rank_by_signal, sensitivity
+from .applications import Sensitivity, correct_mean, influence, leave_one_out, merge_runs, rank_by_signal, sensitivity
 from .evaluation import (
     Abstention,
     Linearized,

@@ -24,7 +24,7 @@ from .decisions import (
     shift_detection,
 )
 from .jacobians import Factors, jacobian, visit_gradients
-from .linearization import Linearized, linearized, linearized_together
+from .linearization import Linearized, linearized, linearized_together, normal_points
 from .metrics import (
     BINS,
     METRICS,

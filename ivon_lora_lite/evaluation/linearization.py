@@ -50,7 +50,7 @@ class Linearized:
     metadata: dict = field(default_factory=dict)
 
     @cached_property
-    def _root(self) -> Tensor:
+    def root(self) -> Tensor:
         """A square root of the covariances, ``[N, C, C]``: Σ = root rootᵀ."""
         values, vectors = torch.linalg.eigh(self.covariance.double())
         return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)).float()
@@ -61,7 +61,7 @@ class Linearized:
             raise ValueError(f"tau is {tau}; expected at least 0.")
         out = torch.zeros(2, *self.mean.shape, dtype=torch.float64)
         for k, points in enumerate(normal_points(self.mean.shape[1]).split(CHUNK)):
-            draws = self.mean + tau**0.5 * torch.einsum("nij,sj->sni", self._root, points)  # [CHUNK, N, C]
+            draws = self.mean + tau**0.5 * torch.einsum("nij,sj->sni", self.root, points)  # [CHUNK, N, C]
             out[2 * k * CHUNK // POINTS] += draws.softmax(-1).sum(0, dtype=torch.float64)
         return out / (POINTS / 2)
 

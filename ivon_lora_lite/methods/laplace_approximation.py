@@ -104,15 +104,15 @@ def _start(run: Run) -> dict[str, Tensor]:
 
 
 def prior_precision(eigenvalues: Mapping[str, Tensor], square_norm: float) -> tuple[float, float]:
-    """The p that maximises Laplace's evidence, and the effective number of parameters Σ λ/(λ+p) there.
+    """The p that maximises Laplace's evidence, and the effective number of parameters Σ κ/(κ+p) there.
 
-        log evidence(p) = LL(θ*) − ½ (log|H + pI| − log|pI| + p ‖θ*‖²) = LL(θ*) − ½ (Σ_i log(1 + λ_i/p) + p ‖θ*‖²)
+        log evidence(p) = LL(θ*) − ½ (log|H + pI| − log|pI| + p ‖θ*‖²) = LL(θ*) − ½ (Σ_i log(1 + κ_i/p) + p ‖θ*‖²)
 
     Adam on log p, learning rate 0.1, 100 steps, as in laplace-torch; it starts at the best of a coarse grid, because
     from a start far away it would not arrive.
 
     Args:
-        eigenvalues: name → eigenvalues λ ≥ 0 of H.
+        eigenvalues: name → eigenvalues κ ≥ 0 of H.
         square_norm: ‖θ*‖².
     """
     flat = torch.cat([values.flatten() for values in eigenvalues.values()]).double()
