@@ -39,7 +39,8 @@ def floor_figure(floors: Mapping[tuple[int, int], tuple], measured: Mapping[str,
     for k, (title, values) in enumerate(measured.items()):
         dots = {"color": color_of(title), "size": 13, "line": {"width": 2, "color": color_of(title)}}
         place = {"x": [sizes[-1] * (1.2 + 0.1 * k)] * len(values), "y": rounded(values), "mode": "markers"}
-        figure.add_scatter(**place, name=title, marker={**dots, "symbol": "circle-open" if "@" in title else "circle"})
+        symbol = "circle-open" if "@" in title else "diamond" if "+" in title else "circle"
+        figure.add_scatter(**place, name=title, marker={**dots, "symbol": symbol})
     figure.update_xaxes(type="log", tickvals=sizes, title={"text": "number of test questions", **AXIS})
     figure.update_yaxes(rangemode="tozero", title={"text": "ECE", **AXIS})
     return figure.update_layout(**LAYOUT, height=340)

@@ -33,7 +33,7 @@ def risk_figure(runs: Mapping[str, Sequence[Predictions]]) -> go.Figure:
         x, dash = rounded((kept + 1) / count), "dash" if "@" in title or "+" in title else "solid"
         line = {"color": color_of(title), "dash": dash}
         for curve in curves:
-            thin = {"line": {**line, "width": 1}, "opacity": 0.3, "showlegend": False, "hoverinfo": "skip"}
+            thin = {"line": {**line, "width": 1}, "opacity": 0.6, "showlegend": False, "hoverinfo": "skip"}
             figure.add_scatter(x=x, y=rounded(curve[kept]), mode="lines", legendgroup=title, **thin)
         mean = rounded(curves.mean(0)[kept])
         figure.add_scatter(x=x, y=mean, mode="lines", name=title, legendgroup=title, line={**line, "width": 2.5})
@@ -42,17 +42,21 @@ def risk_figure(runs: Mapping[str, Sequence[Predictions]]) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=380, legend={"x": 0.02, "y": 0.98})
 
 
-def doubt_maps_figure(maps: Mapping[str, tuple[Tensor, Tensor, Tensor]], x: Tensor, y: Tensor) -> go.Figure:
-    """Panels of a doubt over a plane, from white (0) to purple (log 2, a coin), two in a row.
+def doubt_maps_figure(
+    maps: Mapping[str, tuple[Tensor, Tensor, Tensor]], x: Tensor, y: Tensor, most: float = 1.0
+) -> go.Figure:
+    """Panels of a doubt over a plane, from white (0) to purple (log 2, a coin, or a share of it), two in a row.
 
     Args:
         maps: title → doubt in nats ``[H, W]``, labelled points ``[n, 2]`` and their classes 0 and 1 ``[n]``.
         x, y: the evenly spaced grid, ``[W]`` and ``[H]``.
+        most: the share of log 2 that is purple.
     """
     rows = (len(maps) + 1) // 2
     titles, spacing = [f"<b>{title}</b>" for title in maps], {"horizontal_spacing": 0.08, "vertical_spacing": 0.14}
     figure = make_subplots(rows, 2, subplot_titles=titles, **spacing)
-    scale = {"zmin": 0, "zmax": 100, "colorscale": PURPLE, "zsmooth": "best", "colorbar": {"title": "% of log 2"}}
+    scale = {"zmin": 0, "zmax": 100 * most, "colorscale": PURPLE, "zsmooth": "best"}
+    scale["colorbar"] = {"title": "% of log 2"}
     for k, (values, points, labels) in enumerate(maps.values()):
         place = {"row": k // 2 + 1, "col": k % 2 + 1}
         z = percent(values / torch.log(torch.tensor(2.0)))

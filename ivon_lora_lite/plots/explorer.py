@@ -164,7 +164,7 @@ class TauExplorer:
         self.path.data[0].update(x=rounded(curves["nll"]), y=rounded(curves["acc"]))
         with self.path.batch_update():
             at = {"x": [round(self.scores["nll"], 4)], "y": [round(self.scores["acc"], 4)]}
-            self.path.data[-1].update(**at, text=[f"τ = {tau:g}"])
+            self.path.data[-1].update(**at, hovertext=[f"τ = {tau:g}"])
         with self.reliability.batch_update():
             self.reliability.data[0].update(reliability_bars(probs, self.sweep.labels))
             self.reliability.layout.annotations[0].text = f"<b>τ = {tau:g}, {kind}</b>"

@@ -64,37 +64,53 @@ def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] 
         tau: where the marker is, a sampled τ.
         rivals: title → scores on the same questions. A title that starts with ``AdamW`` has AdamW's colour.
     """
-    curves, figure = sweep.curves(), go.Figure()
-    hover = "%{text}<br>NLL %{x:.3f}<br>accuracy %{y:.3f}<extra></extra>"
+    curves, figure, kept = sweep.curves(), go.Figure(), worth_seeing(sweep)
+    ranges = {
+        name: axis_range(
+            name, torch.cat([curves[name][kept], torch.tensor([s[name] for s in (rivals or {}).values()])])
+        )
+        for name in ("nll", "acc")
+    }
+    names, shown = [f"τ = {t:g}" for t in sweep.taus], _labelled(sweep.taus, curves, ranges)
+    hover = "%{hovertext}<br>NLL %{x:.3f}<br>accuracy %{y:.3f}<extra></extra>"
     figure.add_scatter(
         x=rounded(curves["nll"]), y=rounded(curves["acc"]), mode="markers+lines+text", name="IVON, from τ to τ",
-        text=[f"τ = {t:g}" for t in sweep.taus], textposition="bottom right", textfont={"size": 12},
-        line={"color": COLORS["ivon"]}, marker={"size": 7}, hovertemplate=hover,
+        text=[name if k in shown else "" for k, name in enumerate(names)], textposition="bottom right",
+        textfont={"size": 12}, line={"color": COLORS["ivon"]}, marker={"size": 7}, hovertext=names, hovertemplate=hover,
     )  # fmt: skip
     symbols = ["diamond", "diamond-open", "cross", "square", "x"]
     for k, (title, scores) in enumerate((rivals or {}).items()):
         color = COLORS["adamw" if title.startswith("AdamW") else "before"]
         figure.add_scatter(
-            x=[round(scores["nll"], 4)], y=[round(scores["acc"], 4)], mode="markers", text=[title], name=title,
+            x=[round(scores["nll"], 4)], y=[round(scores["acc"], 4)], mode="markers", hovertext=[title], name=title,
             hovertemplate=hover, marker={"color": color, "size": 11, "symbol": symbols[k % len(symbols)]},
         )  # fmt: skip
     at = sweep.scores(tau, intervals=False)
     figure.add_scatter(
         x=[round(at["nll"], 4)], y=[round(at["acc"], 4)], mode="markers", name="now", legendgroup="now",
-        text=[f"τ = {tau:g}"], showlegend=False, hovertemplate=hover,
+        hovertext=[f"τ = {tau:g}"], showlegend=False, hovertemplate=hover,
         marker={"color": COLORS["now"], "size": 14, "line": {"color": "white", "width": 2}},
     )  # fmt: skip
-    kept = worth_seeing(sweep)
     if not kept.all():
         gone = ", ".join(f"τ = {t:g}" for t, k in zip(sweep.taus, kept.tolist()) if not k)
         verb = "lies" if (~kept).sum() == 1 else "lie"
         about = {"text": f"{gone} {verb} further out", "showarrow": False, "font": {"size": 12}}
         figure.add_annotation(**about, xref="paper", yref="paper", x=0.01, y=0.02, xanchor="left", yanchor="bottom")
     for name, update in (("nll", figure.update_xaxes), ("acc", figure.update_yaxes)):
-        values = torch.cat([curves[name][kept], torch.tensor([scores[name] for scores in (rivals or {}).values()])])
-        update(range=axis_range(name, values), title={"text": TITLES[name].replace("↓", "←"), **AXIS})
+        update(range=ranges[name], title={"text": TITLES[name].replace("↓", "←"), **AXIS})
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.2, "yanchor": "top"}
     return figure.update_layout(**LAYOUT, height=460, legend=legend)
+
+
+def _labelled(taus: Sequence[float], curves: Mapping[str, Tensor], ranges: Mapping[str, Sequence[float]]) -> set[int]:
+    """Which points of a path get a label: the ends and τ = 1 before the others, and none that would lie on another."""
+    x, y = ((curves[name] - ranges[name][0]) / (ranges[name][1] - ranges[name][0]) for name in ("nll", "acc"))
+    first = [0, len(taus) - 1, *(k for k, t in enumerate(taus) if t == 1.0)]
+    shown: set[int] = set()
+    for k in dict.fromkeys([*first, *range(len(taus))]):
+        if all(abs(x[k] - x[j]) > 0.09 or abs(y[k] - y[j]) > 0.045 for j in shown):
+            shown.add(k)
+    return shown
 
 
 def first_tau(sweep: TauSweep) -> float:

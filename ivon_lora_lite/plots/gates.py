@@ -46,7 +46,7 @@ def parts_figure(names: Sequence[str]) -> go.Figure:
 
 
 def prices_figure(paths: Mapping[float, Sequence[float]], gates: Sequence[tuple], peers: Sequence[tuple]) -> go.Figure:
-    """Expected rank in training for every price, and error against cost; traces "path" and "now" are to be moved.
+    """Expected rank in training for every price, and error against cost; "path" and "at this price" are to be moved.
 
     Args:
         paths: μ → the expected rank at equally spaced steps.
@@ -67,7 +67,7 @@ def prices_figure(paths: Mapping[float, Sequence[float]], gates: Sequence[tuple]
         dot = {"mode": "markers", "marker": {"color": color, "symbol": symbol, "size": 9, "opacity": 0.75}}
         figure.add_scatter(x=x, y=y, name=name, **dot, row=1, col=2)
     ring = {"color": "rgba(0,0,0,0)", "size": 14, "line": {"color": COLORS["now"], "width": 2.5}}
-    figure.add_scatter(mode="markers", marker=ring, name="now", row=1, col=2)
+    figure.add_scatter(mode="markers", marker=ring, name="at this price", row=1, col=2)
     figure.update_xaxes(title={"text": "step (at the end: μ)", **AXIS}, range=[0, 345], col=1)
     figure.update_yaxes(title={"text": "rank (the true one is dotted)", **AXIS}, rangemode="tozero", col=1)
     ticks = {"type": "log", "tickvals": [0.01, 0.03, 0.1, 0.3, 1, 2], "tickformat": "~g"}

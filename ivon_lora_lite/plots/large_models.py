@@ -37,8 +37,8 @@ def memory_figure(memory: Mapping[str, Sequence[float]], gpus: Mapping[str, floa
         figure.add_annotation(x=gib, y=1.12, yref="paper", text=name, showarrow=False)
     figure.update_xaxes(title="GiB that are needed before any activation", range=[0, 1.08 * max(gpus.values())])
     figure.update_yaxes(autorange="reversed")
-    figure.update_layout(**{**LAYOUT, "margin": {"l": 60, "r": 15, "t": 45, "b": 50}}, barmode="stack", height=300)
-    return figure.update_layout(legend={"orientation": "h", "y": -0.28, "traceorder": "normal"})
+    figure.update_layout(**{**LAYOUT, "margin": {"l": 60, "r": 15, "t": 45, "b": 80}}, barmode="stack", height=320)
+    return figure.update_layout(legend={"orientation": "h", "y": -0.42, "traceorder": "normal"})
 
 
 def published_figure(paths: Mapping[str, Mapping[str, tuple[float, float]]]) -> go.Figure:

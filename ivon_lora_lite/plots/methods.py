@@ -46,7 +46,11 @@ def methods_figure(
                 continue
             inside = {t: d for t, d in own.items() if abs(d["difference"]) <= 0.9 * edge}
             trace = _dots(inside, COLORS.get(family, INK), single)
-            figure.add_scatter(**trace, name=name, legendgroup=family, showlegend=col == 1, row=1, col=col)
+            figure.add_scatter(**trace, name=name, legendgroup=family, showlegend=False, row=1, col=col)
+            if col == 1:  # in the legend the dot is filled, even where the first method rests on one seed
+                dot = {"color": COLORS.get(family, INK), "size": 9}
+                full = {"x": [None], "y": [None], "mode": "markers", "marker": dot}
+                figure.add_scatter(**full, name=name, legendgroup=family, row=1, col=1)
             _arrows(figure, {t: d for t, d in own.items() if t not in inside}, edge, COLORS.get(family, INK), col)
         figure.add_vline(x=0, line={"color": INK, "width": 1}, layer="below", row=1, col=col)
         figure.update_xaxes(range=[-edge, edge], tickvals=[-edge / 2, 0, edge / 2], zeroline=False, col=col)

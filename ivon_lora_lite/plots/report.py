@@ -81,7 +81,7 @@ function move() {
   const at = {x: entry.values.map(() => [entry.tau]), y: entry.values.map(value => [value]), name: name};
   Plotly.restyle(curves, at, data.markers);
   Plotly.restyle(path, {x: [[entry.values[data.metrics.indexOf('nll')]]],
-    y: [[entry.values[data.metrics.indexOf('acc')]]], text: [[name]]}, [data.path]);
+    y: [[entry.values[data.metrics.indexOf('acc')]]], hovertext: [[name]]}, [data.path]);
   const bars = entry.bars;
   Plotly.update(diagram, {y: [bars.y], customdata: [bars.customdata], 'marker.color': [bars.marker.color]},
     {'annotations[0].text': '<b>' + entry.title + '</b>'}, [0]);

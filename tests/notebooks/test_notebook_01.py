@@ -10,6 +10,7 @@ import torch
 from cells import NOTEBOOKS, defined_in
 
 from ivon_lora_lite import GaussianPosterior
+from ivon_lora_lite.plots import bell, objective_figure, rounded
 
 RUNS = Path(__file__).parents[2] / "data" / "runs" / "passes"
 POINTS, MASSES = np.polynomial.hermite_e.hermegauss(100)
@@ -111,6 +112,23 @@ def test_the_better_place_is_the_one_that_the_rule_says(shown, lam, better):
         assert (m < -0.4) == (place == "hole")  # it stays where it started
         found[place] = float(shown["objective"](bowl_and_hole, m, sigma, lam, 9.0))
     assert min(found, key=found.get) == better
+
+
+def test_the_sliders_move_the_bars_and_the_note(shown):
+    go, widgets = pytest.importorskip("plotly.graph_objects"), pytest.importorskip("ipywidgets")
+    pytest.importorskip("anywidget")
+    cells = json.loads((NOTEBOOKS / "01_objective.ipynb").read_text("utf8"))["cells"]
+    (code,) = (text for c in cells if "m_slider =" in (text := "".join(c["source"])))
+    given = {"objective_figure": objective_figure, "bell": bell, "rounded": rounded, "bowl_and_hole": bowl_and_hole}
+    exec(code, space := shown | given | {"go": go, "widgets": widgets, "near": torch.linspace(-2.2, 3.2, 181), "V0": 9.0})
+    for lam in (4, 60):
+        for m, sigma in ((-0.9, 0.1), (0.9, 0.5)):
+            space["l_slider"].value, space["m_slider"].value, space["s_slider"].value = lam, m, sigma
+            loss, price, total = space["view"].data[2].y
+            expected = shown["objective"](bowl_and_hole, torch.tensor(m), torch.tensor(sigma), lam, 9.0)
+            assert total == pytest.approx(float(expected), abs=1e-3) == pytest.approx(loss + price, abs=1e-3)
+            assert f"<b>{expected:.3f}</b>" in space["note"].value
+            assert max(space["view"].data[1].y) == pytest.approx(1 / (sigma * math.sqrt(2 * math.pi)), rel=0.01)
 
 
 def test_lambda_times_the_objective_is_the_distance_to_the_posterior_up_to_a_constant(shown):

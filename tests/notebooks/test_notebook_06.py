@@ -77,7 +77,10 @@ def test_what_it_says_of_more_passes_is_recorded():
         assert mean["AdamW", 20][metric] == pytest.approx(mean["AdamW, early-stopped", 20][metric], abs=0.003)
     assert mean["IVON@mean", 20]["ece"] > 3 * mean["IVON", 20]["ece"]
     assert mean["AdamW + temperature", 20]["nll"] > mean["AdamW + temperature", 5]["nll"]
-    assert mean["IVON", 40]["nll"] > mean["IVON", 20]["nll"]
+    later = {title: [[r.predictions for r in records[title][n]] for n in (20, 40)] for title in records}
+    assert len(later["IVON"][1]) == 3 and paired_differences(*later["IVON"])["nll"]["interval"][0] > 0
+    low, high = paired_differences(*later["IVON@mean + temperature"])["nll"]["interval"]
+    assert low < 0 < high
     best = max(("AdamW", "AdamW + temperature", "IVON@mean", "IVON"), key=lambda t: mean[t, 20]["acc"])
     assert best.startswith("IVON") and min(mean, key=lambda key: mean[key]["nll"]) == ("IVON@mean + temperature", 20)
     pooled = {title: [r.predictions for r in records[title][20]] for title in ("IVON", "IVON@mean + temperature")}

@@ -114,7 +114,7 @@ def test_what_it_says_of_the_toy_is_what_its_cells_print():
     acc = {name.strip(): float(v) for name, v in re.findall(r"^(.+?) +test NLL .*accuracy ([\d.]+)$", text, re.M)}
     (scaled,) = (name for name in nll if name.startswith("AdamW, T"))
     assert nll[scaled] < 0.6 * nll["AdamW"] and acc[scaled] == acc["AdamW"] > 0.9
-    dropout, ensemble = map(float, re.findall(r"a probability varies by ([\d.]+)", text))
+    dropout, ensemble = map(float, re.findall(r"standard deviation of a probability ([\d.]+)", text))
     assert dropout > 2 * ensemble and nll["MC dropout, 50 passes"] < nll["ensemble of 5"] < nll["AdamW"]
     assert nll["SWA"] > nll["AdamW"] and nll["SWAG, 50 draws"] < nll["SWA"]
     evidence, chosen = (v for name, v in nll.items() if name.startswith("Laplace, linearised"))

@@ -181,7 +181,7 @@ def test_the_cells_of_wrong_labels_and_of_merging_show_what_is_there(seeds, tmp_
     assert ("one seed has no error bar" in said) == (seeds == 1)
     if seeds:
         labels, merging = shown
-        assert len(labels["AUROC after 20 passes"]["sensitivity"]) == seeds
+        assert len(labels["AUROC after 20 passes"]["IVON's sensitivity"]) == seeds
         assert merging["accuracy, average of the tasks"]["precision"] == [pytest.approx(0.4)] * seeds
         assert merging["NLL, average of the tasks"]["average"][0] == pytest.approx(1.5)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -269,7 +270,9 @@ def assert_shows(explorer, tau, samples=None, linear=False):
         marker = traces(explorer.figure, "now")[name]
         assert (marker.x[0], marker.y[0]) == explorer.marker[name] and marker.name == f"τ = {tau:g}"
     on_path = explorer.path.data[-1]
-    assert [on_path.x[0], on_path.y[0]] == rounded([want["nll"], want["acc"]]) and on_path.text[0] == f"τ = {tau:g}"
+    assert [on_path.x[0], on_path.y[0]] == rounded([want["nll"], want["acc"]]) and on_path.hovertext[
+        0
+    ] == f"τ = {tau:g}"
     curves = sweep.curves(explorer.samples)
     assert list(explorer.path.data[0].x) == rounded(curves["nll"])
     bars, table = explorer.reliability.data[0], metrics.reliability(probs.double(), sweep.labels)
@@ -411,13 +414,28 @@ def test_the_path_holds_accuracy_against_nll_at_every_tau_and_the_rivals(sweep):
     path, adamw, before, now = figure.data
     curves = sweep.curves()
     assert list(path.x) == rounded(curves["nll"]) and list(path.y) == rounded(curves["acc"])
-    assert list(path.text) == ["τ = 0", "τ = 0.25", "τ = 1"]
+    assert list(path.hovertext) == ["τ = 0", "τ = 0.25", "τ = 1"]
     assert (adamw.x[0], adamw.y[0], adamw.marker.color) == (0.2, 0.9, COLORS["adamw"])
     assert before.marker.color == COLORS["before"]
     at = sweep.scores(0.25)
     assert [now.x[0], now.y[0]] == rounded([at["nll"], at["acc"]]) and now.marker.color == COLORS["now"]
     for axis, values in ((figure.layout.xaxis, [0.2, *path.x]), (figure.layout.yaxis, [0.9, *path.y])):
         assert axis.range[0] < min(values) and max(values) < axis.range[1]
+
+
+def test_no_label_of_the_path_lies_on_another_and_its_ends_have_theirs():
+    labels, step = torch.zeros(200, dtype=torch.long), [0, 1, 2, 3, 25]  # wrong answers at each τ: four points close by
+    logits = torch.tensor([[2.0, 0.0]]).repeat(5, 1, 200, 1)
+    for k, wrong in enumerate(step):
+        logits[k, 0, :wrong] *= -1
+    figure = path_figure(TauSweep((0.0, 0.25, 0.5, 1.0, 2.0), logits, labels))
+    path = figure.data[0]
+    shown = [k for k, label in enumerate(path.text) if label]
+    assert {0, 4} < set(shown) < set(range(5))
+    (left, right), (low, high) = figure.layout.xaxis.range, figure.layout.yaxis.range
+    for a, b in itertools.combinations(shown, 2):
+        across, up = abs(path.x[a] - path.x[b]) / (right - left), abs(path.y[a] - path.y[b]) / (high - low)
+        assert across > 0.09 or up > 0.045
 
 
 def test_lengths_are_means_with_standard_errors_over_seeds():

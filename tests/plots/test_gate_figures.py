@@ -26,8 +26,8 @@ def test_prices_have_traces_that_can_be_moved():
     assert named["μ = 0.1"].y == pytest.approx([5, 3]) and named["μ = 0.1"].text[-1] == "0.1"
     assert list(named["gates"].x) == [0.5, 0.1] and named["gates"].marker.color == GATES
     assert named["cut and rounded afterwards"].marker.color == COLORS["adamw"]
-    assert named["path"].line.color == named["now"].marker.line.color == COLORS["now"]
-    assert named["path"].y is None and named["now"].x is None
+    assert named["path"].line.color == named["at this price"].marker.line.color == COLORS["now"]
+    assert named["path"].y is None and named["at this price"].x is None
 
 
 def test_savings_have_a_panel_for_each_metric_and_a_colour_for_gates():

@@ -24,16 +24,20 @@ def test_every_difference_is_a_dot_with_its_interval_or_an_arrow_with_its_number
         "<b>accuracy ↑</b>", "<b>NLL ↓</b>", "<b>ECE above its floor ↓</b>", "<b>Brier score ↓</b>",
     ]  # fmt: skip
     assert [a.text for a in figure.layout.annotations][4:] == ["+0.22 ▶", "+0.27 ▶", "◀ −0.14"]
-    adamw, ivon, other = figure.data[:3]  # accuracy
+    legend = [trace for trace in figure.data if trace.showlegend is None]  # filled, though the first method may be open
+    assert [(t.x, t.marker.symbol) for t in legend] == [((None,), None)] * 3
+    dots = [trace for trace in figure.data if trace.showlegend is False]
+    adamw, ivon, other = dots[:3]  # accuracy
     assert (list(adamw.x), list(adamw.y)) == ([0.0, 0.01], ["+ temperature", "+ Laplace"])
     assert list(adamw.error_x.array) == [0.02, 0.02] and list(adamw.error_x.arrayminus) == [0.01, 0.01]
     assert list(adamw.marker.symbol) == ["circle", "circle-open"]
     assert (adamw.marker.color, ivon.marker.color) == (COLORS["adamw"], COLORS["ivon"])
     assert other.marker.color not in COLORS.values()
-    nll = figure.data[3]
+    nll = dots[3]
     assert list(nll.y) == ["+ temperature"]  # the other one is the arrow
     assert list(figure.layout.yaxis.categoryarray) == ["BLoB", "IVON", "+ Laplace", "+ temperature"]  # first on top
-    assert [t.showlegend for t in figure.data] == [True] * 3 + [False] * 9
+    assert len(dots) == 12 == len(figure.data) - len(legend)
+    assert [t.legendgroup for t in legend] == [t.legendgroup for t in dots[:3]] and all(t.name for t in legend)
 
 
 def test_a_wider_axis_has_room_for_all():

@@ -233,6 +233,10 @@ def test_what_is_said_of_every_method_after_20_passes_is_recorded():
     assert all(gaps[m]["acc"]["interval"][0] > 0 for m in ("ivon", "ivon@mean", "temperature@ivon"))
     nll = {m: gap["nll"]["difference"] for m, gap in gaps.items()}
     assert min(nll, key=nll.get) == "ivon@linearized"
+    second = paired_differences(
+        *([by_method[m][s] for s in (21, 42, 87)] for m in ("temperature@ivon", "ivon@linearized"))
+    )
+    assert second["nll"]["interval"][1] < 0
     repairs = [m for m in nll if m not in METHODS_OF_IVON]
     assert sorted(repairs, key=nll.get)[:3] == ["laplace_kfac_validation", "laplace_diag_validation", "temperature"]
     for m in ("swa", "swag", "ensemble", "mc_dropout", "tfb"):
