@@ -3,11 +3,15 @@
 Laplace puts the mean of N(θ*, Σ) at a point where the loss is low, whatever the loss does around it. The correction
 keeps Σ and moves the mean along a few directions d_k to where the variational objective is lowest,
 
-    m = θ* + Σ_k a_k d_k,        min_a  F(a) = Σ_n E_{N(m, Σ)}[ℓ_n] + p/2 ‖m‖²,
+    m = θ* + Σ_k a_k d_k,        min_a  F(a) = Σ_n E_{N(m, Σ)}[ℓ_n] + p/2 ‖m − θ₀‖²,
 
 which is convex in a, for in the linearised model the logits of question n are N(f_n + J_n(m − θ*), J_n Σ J_nᵀ). The
 paper takes columns of Σ for directions. Here they are found greedily: each is −v ∘ ∇_m F where the mean is by then,
 with v the marginal variance, and all a_k are fitted again.
+
+θ₀ is the prior's mean. For LoRA it is θ* itself: AdamW stops where the gradient of the loss is small, so Laplace's
+Gaussian is that of a posterior whose prior pulls nowhere at θ*. A prior around zero would draw a finished adapter back
+to nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ def correct_mean(
     Every direction costs two passes of 1 + 2C over the training questions.
 
     Args:
-        run: from :func:`laplace`, with a prior around zero.
+        run: from :func:`laplace`.
         questions: the N training questions that Laplace was fitted to.
         rank: how many directions.
         batch_size: questions per forward pass.
@@ -46,27 +50,27 @@ def correct_mean(
         for each number of directions from 0 to ``rank`` the objective F in nats.
 
     Raises:
-        ValueError: the posterior has no prior precision, or its prior is not around zero; ``rank`` is below 1.
+        ValueError: the posterior has no prior precision; ``rank`` is below 1.
     """
     facts = getattr(run.posterior, "metadata", {})
-    if "prior_precision" not in facts or facts.get("prior_mean", "zero") != "zero":
-        raise ValueError("The correction needs a run from laplace(…, centre='zero').")
+    if "prior_precision" not in facts:
+        raise ValueError("The correction needs a run from laplace(run, task).")
     if rank < 1:
         raise ValueError(f"rank is {rank}; expected at least 1.")
     p, mean, variance = float(facts["prior_precision"]), run.posterior.mean, run.posterior.variance
     options = {"format": run.config["format"], "batch_size": batch_size, "progress": progress}
     line = linearized(run, questions, batch_size=batch_size, progress=progress)
-    directions: list[Weights] = []
+    origin, directions = {name: torch.zeros_like(m) for name, m in mean.items()}, []
     along, steps, moved = torch.zeros(*line.mean.shape, 0), torch.zeros(0), dict(mean)
-    values = [objective(line, along, steps, p, [mean])]
+    values = [objective(line, along, steps, p, [origin])]
     for _ in range(rank):
         gradient = pull_back(run, questions, expected_residual(line, along, steps), options)
-        direction = {name: -variance[name] * (gradient[name] + p * moved[name]) for name in mean}
+        direction = {name: -variance[name] * (gradient[name] + p * (moved[name] - mean[name])) for name in mean}
         directions.append(direction)
         along = torch.cat([along, push_forward(run, questions, direction, options)[..., None]], -1)
-        steps = best_steps(line, along, p, [mean, *directions])
+        steps = best_steps(line, along, p, [origin, *directions])
         moved = {name: m + sum(a * d[name] for a, d in zip(steps, directions)) for name, m in mean.items()}
-        values.append(objective(line, along, steps, p, [mean, *directions]))
+        values.append(objective(line, along, steps, p, [origin, *directions]))
     posterior = replace(run.posterior, mean=moved, metadata={**facts, "correction": values})
     config = {**run.config, "method": f"{run.config.get('method', 'laplace')}_corrected"}
     return replace(run, weights=moved, posterior=posterior, config=config)
@@ -80,7 +84,7 @@ def objective(line: Linearized, along: Tensor, steps: Tensor, precision: float, 
         along: J_n d_k, ``[N, C, K]``.
         steps: a, ``[K]``.
         precision: p.
-        vectors: θ*, then the K directions.
+        vectors: θ* − θ₀, then the K directions.
     """
     return float(_expected_loss(line, along, steps.double()) + _prior(steps.double(), precision, _gram(vectors)))
 
