@@ -161,11 +161,11 @@ def differences(rows: dict[str, tuple[list, list]]) -> list[str]:
     return lines
 
 
-def short_table() -> str:
+def short_table(task: str = "everyday") -> str:
     """The comparisons that matter most, after the longer of the two lengths."""
     from ivon_lora_lite.studies import by_length
 
-    pooled = {title: [r.predictions for r in lengths[LONG]] for title, lengths in by_length(PASSES).items()}
+    pooled = {title: [r.predictions for r in lengths[LONG]] for title, lengths in by_length(PASSES, task).items()}
     pairs = {
         "IVON, draws − AdamW": ("AdamW", "IVON"),
         "IVON@mean − AdamW": ("AdamW", "IVON@mean"),
@@ -174,6 +174,27 @@ def short_table() -> str:
         "IVON, draws − (IVON@mean + temperature)": ("IVON@mean + temperature", "IVON"),
     }
     return "\n".join(differences({name: (pooled[a], pooled[b]) for name, (a, b) in pairs.items()}))
+
+
+def exam_table() -> str:
+    """The same comparisons on ARC-Easy, which chose no setting, with its scores and how they were made."""
+    from ivon_lora_lite.studies import by_length
+
+    records = {title: lengths[LONG] for title, lengths in by_length(PASSES, "arc_easy").items()}
+    lines = ["| mean over seeds | ACC ↑ | ECE ↓ | NLL ↓ | Brier ↓ |", "|---|---|---|---|---|"]
+    for title, rows in records.items():
+        means = [sum(r.scores[name] for r in rows) / len(rows) for name in METRICS]
+        lines.append(f"| {title} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+    one, seeds = records["AdamW"][0], ", ".join(str(r.cell.seeds[0]) for r in records["AdamW"])
+    made, rates = one.content["provenance"], [records[name][0].content["settings"]["lr"] for name in ("AdamW", "IVON")]
+    note = (
+        f"{one.config['model']} ({one.config['format']} format), {one.config['train_size']} training questions of "
+        f"ARC-Easy, {LONG} passes, {len(one.predictions.labels):,} test questions, seeds {seeds}; learning rates "
+        f"{rates[0]:.2g} (AdamW) and {rates[1]:.2g} (IVON), as for `everyday`; {made['device']}, {made['date']}. "
+        f"`python benchmarks/passes.py --work outputs/passes --out data/runs/passes --tasks arc_easy --lengths {LONG} "
+        "--hub DIR` makes it."
+    )
+    return "\n".join([*lines, "", short_table("arc_easy"), "", note])
 
 
 def rivals_table() -> str:
@@ -259,6 +280,7 @@ def earlier_table() -> str:
 
 TABLES = {
     "short": short_table,
+    "exam": exam_table,
     "passes": passes_table,
     "learned": learned_table,
     "demo": demo_table,

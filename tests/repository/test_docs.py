@@ -166,13 +166,54 @@ def test_what_is_said_of_left_out_questions_is_recorded():
     )
 
 
+def test_what_is_said_of_a_second_task_is_recorded():
+    """ARC-Easy with the settings of `everyday`: a lower NLL, a third of the gain, and no accuracy to tell apart."""
+    records = {title: lengths[20] for title, lengths in by_length(RUNS / "passes", "arc_easy").items()}
+    own = {title: lengths[20] for title, lengths in by_length(RUNS / "passes").items()}
+    for title in ("AdamW", "IVON"):
+        assert records[title][0].content["settings"] == own[title][0].content["settings"]
+        assert len(records[title]) == 2 and len(records[title][0].predictions.labels) == 2365
+    gaps = {}
+    for a in ("AdamW", "AdamW + temperature", "IVON@mean + temperature"):
+        gaps[a] = paired_differences([r.predictions for r in records[a]], [r.predictions for r in records["IVON"]])
+        low, high = gaps[a]["acc"]["interval"]
+        assert low < 0 < high
+    readme = " ".join(README.split())
+    for a in ("AdamW", "AdamW + temperature"):
+        low, high = gaps[a]["nll"]["interval"]
+        said = f"{gaps[a]['nll']['difference']:.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")
+        assert high < 0 and said in readme
+    low, high = gaps["IVON@mean + temperature"]["nll"]["interval"]
+    assert low < 0 < high
+    usual = paired_differences(*([r.predictions for r in own[a]] for a in ("AdamW", "IVON")))["nll"]["difference"]
+    assert 0.28 < gaps["AdamW"]["nll"]["difference"] / usual < 0.38
+
+
 def test_what_is_said_of_planted_labels_is_recorded():
-    (file,) = (RUNS / "left-out").glob("labels-*.json")  # one seed, as the text says
-    record = read_json(file)
-    found = record["auroc"]
+    records = [read_json(file) for file in (RUNS / "left-out").glob("labels-*.json")]
+    assert len(records) == 3
+    for record in records:
+        assert record["auroc"][ADAMW_LOSS] > record["auroc"]["sensitivity"] > record["auroc"]["loss"]
+        assert len(record["wrong"]) == 16 and len(record["measures"]["loss"]) == 160
+    found = {name: fmean(record["auroc"][name] for record in records) for name in records[0]["auroc"]}
     said = f"(AUROC {found['sensitivity']:.2f} against {found['loss']:.2f})"
     assert said in README and f"finds most ({found[ADAMW_LOSS]:.2f})" in README
-    assert len(record["wrong"]) == 16 and len(record["measures"]["loss"]) == 160
+
+
+def test_what_is_said_of_the_corrected_mean_is_recorded():
+    found = read_json(RUNS / "correction" / "summary.json")
+    gap, name = found["corrected_minus_laplace"], "everyday@2-20-passes-diag-seed{}-{}.safetensors"
+    low, high = gap["nll"]["interval"]
+    said = f"the NLL falls by {-gap['nll']['difference']:.3f} [{-high:.3f}, {-low:.3f}] at the same accuracy"
+    assert len(found["seeds"]) == 3 and high < 0 and said in README
+    assert all(gap[m]["interval"][0] < 0 < gap[m]["interval"][1] for m in ("acc", "ece", "brier"))
+    moved = [Predictions.load(RUNS / "correction" / name.format(s, "corrected")) for s in found["seeds"]]
+    ivon = [Predictions.load(RUNS / f"table1/everyday@2/ivon/seed{s}/predictions.safetensors") for s in found["seeds"]]
+    lead = paired_differences(moved, ivon)
+    assert lead["nll"]["interval"][1] < 0 < lead["acc"]["interval"][0]
+    assert f"IVON's draws are lower by another {-lead['nll']['difference']:.3f}" in README
+    for before, first, last in found["objective"]:
+        assert before - first > 5 * (first - last) > 0
 
 
 def test_what_is_said_of_merging_is_recorded():
