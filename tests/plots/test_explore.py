@@ -270,9 +270,8 @@ def assert_shows(explorer, tau, samples=None, linear=False):
         marker = traces(explorer.figure, "now")[name]
         assert (marker.x[0], marker.y[0]) == explorer.marker[name] and marker.name == f"τ = {tau:g}"
     on_path = explorer.path.data[-1]
-    assert [on_path.x[0], on_path.y[0]] == rounded([want["nll"], want["acc"]]) and on_path.hovertext[
-        0
-    ] == f"τ = {tau:g}"
+    assert [on_path.x[0], on_path.y[0]] == rounded([want["nll"], want["acc"]])
+    assert list(on_path.hovertext) == [f"τ = {tau:g}"]
     curves = sweep.curves(explorer.samples)
     assert list(explorer.path.data[0].x) == rounded(curves["nll"])
     bars, table = explorer.reliability.data[0], metrics.reliability(probs.double(), sweep.labels)
