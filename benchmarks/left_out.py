@@ -2,6 +2,7 @@
 
     python benchmarks/left_out.py estimate --work outputs/passes --out data/runs/left-out
     python benchmarks/left_out.py labels --out data/runs/left-out
+    python benchmarks/left_out.py groups --out data/runs/left-out
 
 `estimate` takes the runs that `benchmarks/passes.py` left in `--work` and compares, at every τ from 0 to 2, the NLL
 that the memory-perturbation equation expects of left-out training questions with the NLL on validation and on test
@@ -11,12 +12,17 @@ questions, all linearised: how good the estimate is, and which τ each would cho
 `--passes` says, and asks how well the planted ones are found (AUROC) by the loss of a question at the end of training,
 by its sensitivity Δℓ, and by their sum, the expected loss had the question been left out.
 
+`groups` really leaves out: it deals the 160 questions into `--groups` groups, trains IVON on all, then without each
+group. By how much did the loss of a question at the mean grow when its group was gone? Three guesses from the first
+run are judged by how well they order the questions: the loss itself, the sensitivity Δℓ, and what the group does to it.
+
 One JSON file for each run; finished ones are not repeated. `summary.json` has means over seeds.
 """
 
 import argparse
 import random
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +30,10 @@ import torch
 
 from ivon_lora_lite import (
     Linearized,
+    Predictions,
     Question,
     finetune,
+    influence,
     leave_one_out,
     linearized,
     load_model,
@@ -81,13 +89,12 @@ def labels(model, questions: list[Question], seed: int, args: argparse.Namespace
     common = {"steps": args.passes * len(train) // 4, "seed": seed, "eval_every": 0, "progress": False}
     measures = {}
     adamw = predict(finetune(model, train, optimizer="adamw", **common), train)
-    measures["AdamW's loss"] = -adamw.ensemble().log()[torch.arange(len(train)), adamw.labels]
+    measures["AdamW's loss"] = own_losses(adamw)
     run = finetune(model, train, optimizer="ivon", **common)
     found = sensitivity(run, train)
-    drawn = predict(run, train, samples=args.samples)
     measures |= {
         "loss": found.loss,
-        "loss of draws": -drawn.ensemble().log()[torch.arange(len(train)), drawn.labels],
+        "loss of draws": own_losses(predict(run, train, samples=args.samples)),
         "sensitivity": found.change,
         "left-out loss": found.loss + found.change,
     }
@@ -99,9 +106,62 @@ def labels(model, questions: list[Question], seed: int, args: argparse.Namespace
     }
 
 
+def dealt(count: int, groups: int, seed: int) -> list[list[int]]:
+    """0 … count − 1 in a random order, dealt into groups."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return [order[k::groups] for k in range(groups)]
+
+
+def own_losses(predictions: Predictions) -> torch.Tensor:
+    """The cross-entropy of each question, ``[N]`` in nats."""
+    return -predictions.ensemble().log()[torch.arange(len(predictions.labels)), predictions.labels]
+
+
+def without(model, questions: list[Question], group: list[int], seed: int, args: argparse.Namespace) -> dict:
+    """The loss of every question after training without a group; after training on all, the guesses too."""
+    kept = [q for k, q in enumerate(questions) if k not in set(group)]
+    run = finetune(
+        model, kept, optimizer="ivon", steps=args.passes * len(kept) // 4, seed=seed, eval_every=0, progress=False
+    )
+    found = {"loss": own_losses(predict(run, questions)), "settings": run.config["settings"]}
+    if not group:
+        found["sensitivity"], moved = sensitivity(run, questions).change, influence(run, questions, questions)
+        found["influence"] = torch.zeros(len(questions))
+        for members in dealt(len(questions), args.groups, seed):
+            found["influence"][members] = moved[members][:, members].sum(0)
+    return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+
+
+def rank_correlation(a: list[float], b: list[float]) -> float:
+    """Spearman's, of values without ties."""
+    return float(torch.corrcoef(torch.stack([torch.tensor(v).argsort().argsort().double() for v in (a, b)]))[0, 1])
+
+
+def grouped(out: Path) -> dict[str, list[dict]]:
+    """Of every seed that is finished: how the guesses order what really happens, and how large that is."""
+    found: dict[str, list[dict]] = {}
+    for file in sorted(out.glob("groups-*-all.json")):
+        every = read_json(file)
+        places = [file.with_name(file.name.replace("-all", f"-without{k}")) for k in range(every["groups"])]
+        if not all(place.exists() for place in places):
+            continue
+        left_out = list(every["loss"])
+        for record in map(read_json, places):
+            for k in record["group"]:
+                left_out[k] = record["loss"][k]
+        grown = [after - before for after, before in zip(left_out, every["loss"])]
+        row = {"loss": statistics.mean(every["loss"]), "left-out loss": statistics.mean(left_out)}
+        for guess in ("loss", "sensitivity", "influence"):
+            row |= {f"order by {guess}": rank_correlation(every[guess], grown)}
+        row["expected left-out loss"] = row["loss"] + statistics.mean(every["influence"])
+        found.setdefault(f"{every['passes']} passes", []).append(row)
+    return found
+
+
 def summary(out: Path) -> dict:
     """Means over seeds of what is finished."""
-    found: dict = {"estimate": {}, "labels": {}}
+    found: dict = {"estimate": {}, "labels": {}, "groups": grouped(out)}
     for file in sorted(out.glob("estimate-*.json")):
         record = read_json(file)
         row = {f"{name} at the mean": record["nll"][name][0] for name in ("train", "left_out", "validation", "test")}
@@ -126,13 +186,14 @@ def summary(out: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("estimate", "labels"))
+    parser.add_argument("part", choices=("estimate", "labels", "groups"))
     parser.add_argument("--work", type=Path, help="folder of benchmarks/passes.py with weights (estimate)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--task", default="everyday")
     parser.add_argument("--passes", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--share", type=float, default=0.1, help="of wrong answers")
+    parser.add_argument("--groups", type=int, default=4, help="one is left out at a time")
     parser.add_argument("--train-size", type=int, default=160)
     parser.add_argument("--test-size", type=int, help="default: all")
     parser.add_argument("--samples", type=int, default=10)
@@ -144,17 +205,26 @@ def main() -> None:
         parser.error("--work is needed: the runs of benchmarks/passes.py")
     model, task = load_model(args.model, dtype=args.dtype, progress=False), load_task(args.task, hub=args.hub)
     train, test = task.train[: args.train_size], task.test[: args.test_size]
+    validation = task.validation[: args.test_size]
     for seed in args.seeds:
-        file = args.out / f"{args.part}-{full_name(args.task)}-{args.passes}-passes-seed{seed}.json"
-        if not file.exists():
-            if args.part == "estimate":
-                place = args.work / f"{args.passes}-passes" / full_name(args.task) / "ivon" / f"seed{seed}"
-                record = estimate(load_run(place, model), train, task.validation[: args.test_size], test)
-            else:
-                record = labels(model, train, seed, args)
-            facts = {"task": full_name(args.task), "passes": args.passes, "seed": seed}
-            write_json(file, {**facts, **record, "provenance": provenance()})
-            print(f"{file.name} is written", flush=True)
+        name = f"{args.part}-{full_name(args.task)}-{args.passes}-passes-seed{seed}"
+        parts: dict[str, Callable[[], dict]] = {}
+        if args.part == "estimate":
+            place = args.work / f"{args.passes}-passes" / full_name(args.task) / "ivon" / f"seed{seed}"
+            parts[name] = lambda place=place: estimate(load_run(place, model), train, validation, test)
+        elif args.part == "labels":
+            parts[name] = lambda seed=seed: labels(model, train, seed, args)
+        else:
+            groups = {"all": [], **{f"without{k}": g for k, g in enumerate(dealt(len(train), args.groups, seed))}}
+            for which, group in groups.items():
+                parts[f"{name}-{which}"] = lambda group=group, seed=seed: {
+                    "groups": args.groups, "group": group, **without(model, train, group, seed, args)
+                }  # fmt: skip
+        for stem, make in parts.items():
+            if not (file := args.out / f"{stem}.json").exists():
+                facts = {"task": full_name(args.task), "passes": args.passes, "seed": seed}
+                write_json(file, {**facts, **make(), "provenance": provenance()})
+                print(f"{file.name} is written", flush=True)
     write_json(args.out / "summary.json", summary(args.out))
 
 

@@ -21,23 +21,16 @@ from pathlib import Path
 from ivon_lora_lite import finetune, load_model, load_run, load_task, merge_runs, predict, score
 from ivon_lora_lite.files import provenance, read_json, write_json
 from ivon_lora_lite.language import full_name
-from ivon_lora_lite.posterior import read_weights, reset_lora, restored, trainable
+from ivon_lora_lite.training import started_from
 
 SEEDS = (21, 42, 87)
 TASKS = ("everyday", "openbookqa", "arc_easy")
 SCALES = (1.0, 0.5, 1.5, 2.0, 3.0)  # α K; the first is the plain one
 
 
-def start_of(run) -> dict:
-    """m₀, where LoRA's weights began."""
-    with restored(trainable(run.model).values()):
-        reset_lora(run.model, run.config["seed"])
-        return read_weights(run.model)
-
-
 def moves(runs: list) -> dict[str, dict]:
     """What each kind of merging adds to m₀ at αK = 1, name of a weight → the move."""
-    start, by_precision = start_of(runs[0]), merge_runs(runs).weights
+    start, by_precision = started_from(runs[0]), merge_runs(runs).weights
     return {
         "precision": {name: by_precision[name] - m0 for name, m0 in start.items()},
         "average": {name: sum(run.weights[name] for run in runs) / len(runs) - m0 for name, m0 in start.items()},
@@ -54,7 +47,7 @@ def record(runs: dict, validation: dict, test: dict) -> dict:
     """Test scores of the single runs and of the merged ones, and the scales that validation chose."""
     found = {f"only {task}": scores_of(run, run.weights, test) for task, run in runs.items()}
     first, chosen = next(iter(runs.values())), {}
-    start = start_of(first)
+    start = started_from(first)
     for kind, move in moves(list(runs.values())).items():
 
         def at(scale: float, move: dict = move) -> dict:

@@ -17,8 +17,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..posterior import GaussianPosterior, check_fit, read_weights, reset_lora, restored, trainable
-from ..training import Run
+from ..posterior import GaussianPosterior, check_fit
+from ..training import Run, started_from
 
 
 def merged_mean(
@@ -48,7 +48,8 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
         A :class:`Run` with the merged mean and variance 1/H̄; save it like any other.
 
     Raises:
-        ValueError: fewer than two runs, other seeds or shapes, or one that has no learned Gaussian.
+        ValueError: fewer than two runs, other seeds or shapes, one that has no learned Gaussian, or a prior and a start
+            that is not known any more (:func:`ivon_lora_lite.training.started_from`).
     """
     if len(runs) < 2:
         raise ValueError(f"Merging needs at least two runs, not {len(runs)}.")
@@ -58,9 +59,7 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
             raise ValueError("The runs began from different LoRA weights: train them with the same seed.")
         check_fit(first.weights, run.weights)
     curvatures = [curvature(run) for run in runs]
-    with restored(trainable(first.model).values()):
-        reset_lora(first.model, first.config["seed"])
-        start = read_weights(first.model)
+    start = [started_from(run) for run in runs][0] if prior else first.weights  # without a prior m₀ drops out
     mean, variance = {}, {}
     for name, m0 in start.items():
         mean[name], total = merged_mean(
@@ -74,13 +73,10 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
 
 
 def curvature(run: Run) -> Mapping[str, Tensor]:
-    """H = N h of a run's N training questions: with v = 1/(λ(h + δ)), h = 1/(λ v) − δ, at least 0."""
-    facts = getattr(run.posterior, "metadata", {})
-    ess, delta = facts.get("ess"), facts.get("weight_decay")
-    if not isinstance(ess, int | float) or not isinstance(delta, int | float):
+    """H = N h of a run's N training questions: with v = τ/(λ(h + δ)), h = τ/(λ v) − δ, at least 0."""
+    variance, facts = getattr(run.posterior, "variance", None), getattr(run.posterior, "metadata", {})
+    ess, delta, tau = facts.get("ess"), facts.get("weight_decay"), facts.get("tau", 1.0)
+    if variance is None or not isinstance(ess, int | float) or not isinstance(delta, int | float):
         raise ValueError("Merging by uncertainty needs IVON runs: a diagonal Gaussian with one λ and one δ.")
     count = run.config["train_size"]
-    return {
-        n: (count * (1 / (ess * v) - delta)).clamp(min=torch.finfo(v.dtype).tiny)
-        for n, v in run.posterior.variance.items()
-    }
+    return {n: (count * (tau / (ess * v) - delta)).clamp(min=torch.finfo(v.dtype).tiny) for n, v in variance.items()}

@@ -152,7 +152,9 @@ def loss_gradient(f: Tensor, factors: Factors, answer: int) -> tuple[dict[str, T
 
 
 def _gaussian(run: Run) -> tuple[Mapping[str, Tensor], float]:
-    variance, ess = getattr(run.posterior, "variance", None), getattr(run.posterior, "metadata", {}).get("ess")
+    """v, and the λ that belongs to it: of a posterior with variance τ·v that is λ/τ."""
+    facts = getattr(run.posterior, "metadata", {})
+    variance, ess = getattr(run.posterior, "variance", None), facts.get("ess")
     if variance is None or not isinstance(ess, int | float):
         raise ValueError("The sensitivity needs an IVON run: a diagonal Gaussian with its λ (ess).")
-    return variance, float(ess)
+    return variance, float(ess) / facts.get("tau", 1.0)

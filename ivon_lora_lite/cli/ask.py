@@ -14,7 +14,7 @@ def add(commands) -> None:
     p.add_argument("choice", nargs="*", help="the choices; a run on your own classes has them already")
     p.add_argument("--file", type=Path, help="ask all questions of a csv, jsonl, json or parquet file instead")
     p.add_argument("--json", action="store_true", help="print one JSON object a question")
-    p.add_argument("--samples", type=positive, default=10, help="draws (default: 10)")
+    p.add_argument("--samples", type=positive, help="draws (default: as for the run's threshold, else 10)")
     p.add_argument("--tau", type=float, help="scale of the posterior variance (default: what the run chose, else 1)")
     p.add_argument("--seed", type=int, default=0, help="of the draws")
     p.add_argument("--quiet", action="store_true", help="no progress bars")

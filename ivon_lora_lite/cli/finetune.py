@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--suggest chooses IVON's λ: leave it, or --ess and --optimizer, out.")
     if args.choose_tau and (args.optimizer != "ivon" or not args.samples):
         raise ValueError("--choose-tau is about the draws of IVON: leave it, or --optimizer and --samples 0, out.")
+    if not 0 <= args.coverage <= 1:
+        raise ValueError(f"--coverage is {args.coverage:g}; expected a share from 0 to 1.")
     name = args.data or args.task
     hyperparameters(args.optimizer, args.preset, name)  # refuse an unknown one before anything is loaded
     gates, lora = _gates(args), LoraSettings(r=args.rank, targets=tuple(args.targets) if args.targets else None)
@@ -105,7 +107,7 @@ def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: b
         write_or_keep(lambda folder: save_run(finished, folder), out)
         finished = _with_choices(args, finished, task)
         save_run(finished, out, overwrite=True)
-        write_card(out, finished.config, _report(args, finished, task))
+        write_card(out, finished.config, _report(args, finished, task), posterior=finished.posterior is not None)
         written = "adapter and its posterior are" if finished.posterior else "adapter is"
         print(f"{finished.seconds:.0f} s of training. The {written} in {out}/")
 

@@ -107,7 +107,7 @@ def linearized(
     Raises:
         ValueError: there is no posterior, or it is over something else than LoRA's A and B of linear layers.
     """
-    asked = asked_of(source, posterior, format)
+    asked = asked_of(source, questions, posterior, format)
     if asked.posterior is None:
         raise ValueError("There is no posterior to linearise around: finetune with optimizer='ivon'.")
     options = {"format": asked.format, "batch_size": batch_size, "progress": progress}

@@ -40,10 +40,20 @@ class Asked:
         return nullcontext() if self.weights is None else applied_weights(self.model, self.weights)
 
 
-def asked_of(source: Trained | nn.Module, posterior: Posterior | None = None, format: str | None = None) -> Asked:
-    """Complete what is asked: posterior and format are the run's, unless others are given."""
+def asked_of(
+    source: Trained | nn.Module, questions: Sequence[Question], posterior: Posterior | None, format: str | None
+) -> Asked:
+    """Complete what is asked: posterior and format are the run's, unless others are given.
+
+    Raises:
+        ValueError: the run is a classifier of other classes than the questions have.
+    """
     weights = None
     if not isinstance(source, nn.Module):
+        classes = source.config.get("classes")
+        if classes and (odd := [q for q in questions if list(q.choices) != classes]):
+            own, others = ", ".join(classes), ", ".join(odd[0].choices)
+            raise ValueError(f"This run's classes are {own}, in this order, and a question has {others}.")
         weights, posterior = source.weights, posterior or source.posterior
         source, format = source.model, format or source.config["format"]
     return Asked(source, weights if posterior is None else posterior.mean, posterior, format or "text")
@@ -86,7 +96,7 @@ def predict(
         raise ValueError("There are no questions to predict.")
     if samples < 0:
         raise ValueError(f"samples is {samples}; expected 0 (the mean) or a number of draws.")
-    asked = asked_of(source, posterior, format)
+    asked = asked_of(source, questions, posterior, format)
     if samples and asked.posterior is None:
         raise ValueError("There is no posterior to draw from: finetune with optimizer='ivon', or use samples=0.")
     batches = Batches(asked.model, questions, asked.format, batch_size)

@@ -180,7 +180,7 @@ def tau_sweep(
         linear: a linearised Gaussian to keep beside the draws.
         metadata: facts to keep with it.
     """
-    asked = asked_of(source, posterior, format)
+    asked = asked_of(source, questions, posterior, format)
     if asked.posterior is None:
         raise ValueError("There is no posterior to draw from: finetune with optimizer='ivon'.")
     elsewhere = samples if elsewhere is None else elsewhere

@@ -8,7 +8,8 @@
     decisions.save_adapter(model, read_weights(model), "adapter")   # plain PEFT, of the learned ranks
 
 The gates are no parameters of the model: ``model.parameters()`` stays A and B. So IVON puts its Gaussian on these
-alone, PEFT saves an ordinary adapter, and the gates are trained by an optimizer (or a group) of their own.
+alone, and the gates are trained by an optimizer (or a group) of their own. Save an adapter after ``remove_gates``: with
+gates on, PEFT's ``save_pretrained`` would write names that it does not find again.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def add_gates(
         seed: of the gates' noise.
 
     Raises:
-        ValueError: no LoRA, gates already, or nothing to learn.
+        ValueError: no LoRA, gates already, nothing to learn, or an A or B that is frozen.
     """
     if attached(model) is not None:
         raise ValueError("The model has gates already: remove_gates(model) first.")
@@ -158,6 +159,9 @@ def add_gates(
     if not 0 <= prior < float("inf"):
         raise ValueError(f"prior is {prior}; expected a finite number of at least 0.")
     pairs = lora_layers(model)
+    frozen = [name for name, pair in pairs.items() for m in (pair.a, pair.b) if not m.weight.requires_grad]
+    if frozen:
+        raise ValueError(f"{frozen[0]} has a frozen A or B ({len(frozen)} in all): gates need both to be trainable.")
     gates = Gates(pairs, bits, rank, prior, start, seed)
     for layer, pair in zip(gates.layers, pairs.values()):
         for matrix, module in (("a", pair.a), ("b", pair.b)):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import write_json, write_tensors
-from ..posterior import PREFIX, GaussianPosterior, Posterior
+from ..posterior import PREFIX, GaussianPosterior, Posterior, active_adapter, changes_base, unwrapped
 from .quantizer import quantize
 
 DECISIONS_FILE = "gates.json"
@@ -72,9 +72,10 @@ class Decisions:
     def save_adapter(self, model: nn.Module, weights: Mapping[str, Tensor], folder: str | os.PathLike) -> Path:
         """Write an adapter of the learned ranks that plain PEFT loads, and ``gates.json`` with widths and ranges.
 
-        A and B are cut to their rank (``rank_pattern``; ``alpha_pattern`` keeps the scale α/r of the training), layers
-        of rank 0 are left out, and the numbers are on their grids, stored as fp32. The widths are in a file of their
-        own because PEFT warns of entries in ``adapter_config.json`` that it does not know.
+        A and B are cut to their rank (``rank_pattern``; ``alpha_pattern`` keeps the scale of the training), layers
+        of rank 0 are left out (with a bias they keep one direction, of zeros), and the numbers are on their grids,
+        stored as fp32. The widths are in a file of their own because PEFT warns of entries in ``adapter_config.json``
+        that it does not know.
 
         Args:
             model: the PEFT model that the weights belong to, without gates.
@@ -82,24 +83,35 @@ class Decisions:
             folder: where to.
 
         Raises:
-            ValueError: every layer has rank 0, so nothing is left to save.
+            ValueError: every layer has rank 0, so nothing is left to save, or LoRA's start changed the base model
+                (PiSSA, OLoRA …), which plain PEFT would do anew for the learned ranks.
         """
-        kept = {name: own for name, own in self.layers.items() if own.rank}
-        if not kept:
+        model, adapter = unwrapped(model), active_adapter(model)
+        config, layers = copy.deepcopy(model.peft_config[adapter]), dict(model.named_modules())
+        if changes_base(config.init_lora_weights):
+            raise ValueError(
+                f"LoRA with init_lora_weights={config.init_lora_weights!r} changes the base model, for every rank in "
+                "another way, so an adapter of the learned ranks would not fit it: train with init_lora_weights=True."
+            )
+        ranks = {
+            name: max(own.rank, 1)
+            for name, own in self.layers.items()
+            if own.rank or f"{PREFIX}{name}.lora_B.bias" in weights
+        }
+        if not ranks:
             raise ValueError("All layers have rank 0: nothing is left to save. Use a weaker prior.")
         gated, tensors = self.apply(weights), {}
-        for name, own in kept.items():
+        for name, rank in ranks.items():
             a, b = f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
-            tensors |= {a: gated[a][: own.rank], b: gated[b][:, : own.rank]}
+            tensors |= {a: gated[a][:rank], b: gated[b][:, :rank]}
         lora = {f"{PREFIX}{name}.lora_{which}.weight" for name in self.layers for which in "AB"}
         tensors |= {name: tensor for name, tensor in gated.items() if name not in lora}  # a classifier's head
-        config = copy.deepcopy(model.peft_config[model.active_adapter])
-        scale = config.lora_alpha / config.r
-        config.r, config.inference_mode = max(own.rank for own in kept.values()), True
-        config.lora_alpha = scale * config.r
-        config.target_modules = set(kept)
-        config.rank_pattern = {name: own.rank for name, own in kept.items() if own.rank != config.r}
-        config.alpha_pattern = {name: scale * rank for name, rank in config.rank_pattern.items()}
+        scales = {name: layers[PREFIX + name].scaling[adapter] for name in ranks}
+        config.r, config.inference_mode = max(ranks.values()), True
+        config.target_modules = set(ranks)
+        config.rank_pattern = {name: rank for name, rank in ranks.items() if rank != config.r}
+        power = 0.5 if config.use_rslora else 1.0  # PEFT's scale is α/r, or α/√r
+        config.alpha_pattern = {name: scales[name] * rank**power for name, rank in ranks.items()}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / "adapter_model.safetensors", "pt", tensors, {})

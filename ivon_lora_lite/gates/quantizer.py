@@ -67,11 +67,12 @@ def quantize(x: Tensor, half_range: Tensor, gates: Tensor | None = None, bits: i
     """
     if bits not in BITS:
         raise ValueError(f"bits is {bits!r}; expected one of {', '.join(map(str, BITS))}.")
-    parts = residuals(x, half_range, bits)
+    wide = torch.promote_types(x.dtype, torch.float32)  # in 16 bits the edge of the grid would round up
+    parts = residuals(x.to(wide), half_range.to(wide), bits)
     total = parts[-1]
     for level in range(len(parts) - 2, -1, -1):
         total = parts[level] + (total if gates is None else gates[level] * total)
-    return total
+    return total.to(x.dtype)
 
 
 class BayesianBits(nn.Module):

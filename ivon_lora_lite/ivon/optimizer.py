@@ -129,6 +129,8 @@ class IVON(Optimizer):
         # buffers and state that are made here must be ordinary tensors even if evaluation runs in inference_mode
         with torch.inference_mode(False), torch.no_grad():
             perturbation = self._perturbation
+            if train and not self._entries:
+                self._watch.check_before(p for group in self.param_groups for p in group["params"])
             if not train or self.mc_samples > 1 or not self._entries:
                 perturbation = self._draws.draw(self.param_groups, self.state, "train" if train else "eval")
             saved = self._draws.put(perturbation, self.param_groups, self.state)
@@ -190,13 +192,16 @@ class IVON(Optimizer):
         params = [p for p in params if p in self._perturbation]
         moments = self._averaged_moments(params) if self.mc_samples > 1 or self.sync else {}
         grads = [moments[p][0] if moments else p.grad for p in params]
+        # a step that did not happen must not count in the debiasing, as long as that is not 1
+        steps = [self.state[p]["step"] for p in params]
+        if self.debias and steps and max(g["beta1"] for g in self.param_groups) ** min(steps) > 1e-7:
+            self._finite.settle()
         if self._finite.check(grads, [self.state[p] for p in params]):
             for group in self.param_groups:
                 mine = [p for p in group["params"] if p in self._perturbation and p.grad is not None]
                 for members in by(mine, lambda p: (p.device, self.state[p]["step"])).values():
                     for part in parts(members):
                         self._update(part, group, moments)
-        self._watch.used(params)
         self._forget()
         return loss
 
@@ -245,7 +250,7 @@ class IVON(Optimizer):
     def _check_draw(self) -> None:
         if self._inside:
             raise RuntimeError("step() was called within sampled_params(): leave the context first.")
-        self._watch.check_context()
+        self._watch.check_after()
         if not self._entries:
             raise RuntimeError(
                 "step() has no draw to pair the gradients with: run the forward and backward pass inside "
@@ -266,18 +271,15 @@ class IVON(Optimizer):
             self._watch.add(group["params"])
 
     def _start_watching(self) -> None:
-        self._watch = GradientWatch(lambda: bool(self._entries) and self._inside != "train")
+        places = {True: "after", False: "before"}
+        self._watch = GradientWatch(lambda: None if self._inside == "train" else places[self._entries > 0])
 
     def _run(self, closure: Callable[[], Tensor]) -> Tensor | None:
-        if not self._entries:
-            self._watch.check_closure(p for group in self.param_groups for p in group["params"])
         losses = []
         for _ in range(self.mc_samples):
             with torch.enable_grad(), self.sampled_params(train=True):
                 losses.append(closure())
-        if any(
-            value is None for value in losses
-        ):  # Lightning's manual optimisation hands over a closure that does nothing
+        if any(value is None for value in losses):  # Lightning's manual optimisation has a closure that does nothing
             return None
         return torch.stack([torch.as_tensor(value).detach() for value in losses]).mean()
 

@@ -57,8 +57,12 @@ def lay_out(state: dict, params: list[Tensor]) -> None:
 
 
 def mean_of(state: dict, p: Tensor) -> Tensor:
-    """m of a parameter that holds its mean now; the fp32 copy if it is 16-bit."""
-    return state[p].get("mean", p.detach()) if p in state else p.detach()
+    """m of a parameter that holds its mean now; the fp32 copy if it is 16-bit, with what was changed in it since."""
+    mean, now = state[p].get("mean") if p in state else None, p.detach()
+    if mean is None:
+        return now
+    kept = mean.to(now.device)
+    return mean.copy_(torch.where(now == kept.to(now.dtype), kept, now.to(mean.dtype)))
 
 
 def variance_of(state: dict, p: Tensor, group: dict) -> Tensor:

@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 class GradientWatch:
-    """Notices gradients that arrive outside of the draw's context, or were there before a closure ran.
+    """Notices gradients that arrive outside of the draw's context, or that were there before it.
 
     Args:
-        astray: whether a gradient that arrives now belongs to no draw, although one is pending.
+        place: where a gradient that arrives now was taken: at the pending draw (None), or at the mean, "after" the
+            context of a draw that is pending or "before" there is one.
     """
 
-    def __init__(self, astray: Callable[[], bool]):
-        self.astray, self.outside = astray, False
-        self._used: dict[Tensor, tuple[Tensor, int]] = {}  # gradients of the last step, with their versions
+    def __init__(self, place: Callable[[], str | None]):
+        self.place, self.seen = place, set()
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Watch parameters for as long as this object lives."""
@@ -24,32 +24,26 @@ class GradientWatch:
         def arrives(_: Tensor) -> None:
             watch = this()
             if watch is not None:
-                watch.outside |= watch.astray()
+                watch.seen.add(watch.place())
 
         for p in params:
             if p.requires_grad and p.is_leaf:
                 weakref.finalize(self, p.register_post_accumulate_grad_hook(arrives).remove)
 
-    def used(self, params: Iterable[Tensor]) -> None:
-        """Remember the gradients of a step: if nobody clears them, they are not new."""
-        self._used = {p: (p.grad, p.grad._version) for p in params}
+    def check_before(self, params: Iterable[Tensor]) -> None:
+        """Refuse a step's first draw if gradients of a backward pass at the mean are there, to be added to its own."""
+        if "before" in self.seen and any(p.grad is not None and p.grad.any() for p in params):
+            raise RuntimeError(
+                "Gradients were accumulated before the draw, at the mean: run every forward and backward pass of a "
+                "step inside `with optimizer.sampled_params(train=True):` (or step's closure), or call zero_grad()."
+            )
+        self.seen.discard("before")
 
-    def check_context(self) -> None:
-        """Refuse a step if a backward pass ran outside of its context."""
-        if self.outside:
-            self.outside = False
+    def check_after(self) -> None:
+        """Refuse a step if a backward pass ran after the context of its draw."""
+        if "after" in self.seen:
+            self.seen.discard("after")
             raise RuntimeError(
                 "A backward pass ran outside sampled_params(train=True): call loss.backward() within the context, "
                 "because layers that are computed again (gradient checkpointing) would see the mean there."
             )
-
-    def check_closure(self, params: Iterable[Tensor]) -> None:
-        """Refuse a closure if gradients were accumulated before it, at the mean."""
-        for p in params:
-            grad, version = self._used.get(p, (None, None))
-            if p.grad is not None and (p.grad is not grad or p.grad._version != version):
-                raise RuntimeError(
-                    "Gradients were accumulated before step(closure), at the mean instead of at a draw: run every "
-                    "forward and backward pass inside `with optimizer.sampled_params(train=True):`, and call step() "
-                    "without a closure."
-                )

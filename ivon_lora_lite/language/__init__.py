@@ -16,7 +16,7 @@ from .locating import EMBEDDED, HUB_ID, embedded_file
 from .models import load_model
 from .needs import GIB, Memory, check_model, memory_of
 from .own import read_stems
-from .questions import Question, Task, letter_prompt
+from .questions import LETTERS, Question, Task, letter_prompt
 from .sources import TASKS
 from .standin import LLAMA_2_7B, TINY, random_llama
 from .tasks import full_name, load_task, name_in_record

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from numbers import Integral
 
+LETTERS = "ABCDEFGH"  # as many choices as a question may have
 SELECT = "Select one of the choices that answers the following question: "
 
 
@@ -62,7 +63,7 @@ def letter_prompt(stem: str, choices: Iterable[str]) -> str:
     >>> letter_prompt("Which is wet?", ["water", "sand."])
     'Select one of the choices that answers the following question: Which is wet? Choices: A. Water. B. Sand. Answer:'
     """
-    listed = " ".join(f"{letter}. {_sentence(choice)}" for letter, choice in zip("ABCDEFGH", choices))
+    listed = " ".join(f"{letter}. {_sentence(choice)}" for letter, choice in zip(LETTERS, choices))
     return f"{SELECT}{stem} Choices: {listed} Answer:"
 
 

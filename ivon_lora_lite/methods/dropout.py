@@ -47,7 +47,7 @@ def mc_dropout(
         raise ValueError("There are no questions to predict.")
     if samples < 1:
         raise ValueError(f"samples is {samples}; expected at least 1 pass with dropout.")
-    asked = asked_of(source, format=format)
+    asked = asked_of(source, questions, None, format)
     model = asked.model
     dropouts = [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
     if not dropouts:

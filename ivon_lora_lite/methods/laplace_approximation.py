@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..evaluation import Linearized, linearized, linearized_together, nll
 from ..language import Question, Task
-from ..posterior import GaussianPosterior, KroneckerPosterior, read_weights, reset_lora, restored, trainable
-from ..training import Run
+from ..posterior import GaussianPosterior, KroneckerPosterior
+from ..training import Run, started_from
 from .base import Bench, Method, Result, numbers_per_weight
 from .curvature import diagonal_ggn, kronecker_ggn
 
@@ -52,7 +52,8 @@ def laplace(
         The run with a :class:`GaussianPosterior` (diag) or a :class:`KroneckerPosterior`.
 
     Raises:
-        ValueError: an unknown option; no questions; something else than LoRA's A and B is trainable.
+        ValueError: an unknown option; no questions; something else than LoRA's A and B is trainable; the start is not
+            known any more.
     """
     for name, value, known in (
         ("structure", structure, STRUCTURES),
@@ -66,7 +67,7 @@ def laplace(
     questions = task.train[: run.config["train_size"]] if isinstance(task, Task) else task
     options = {"format": run.config["format"], "batch_size": batch_size, "progress": progress}
     eigenvalues, made = _curvature(run, questions, structure, options)
-    start = _start(run) if centre == "start" else {}
+    start = started_from(run) if centre == "start" else {}
     norm = sum(float((w.double() - start.get(n, torch.zeros(())).to(w)).square().sum()) for n, w in run.weights.items())
     p, effective = prior_precision(eigenvalues, norm)
     if precision == "validation":
@@ -94,13 +95,6 @@ def _curvature(run: Run, questions: Sequence[Question], structure: str, options:
     base = KroneckerPosterior.from_factors(dict(run.weights), factors, 1.0)
     eigenvalues = {name: base.eigenvalues(name) for name in factors}
     return eigenvalues, lambda p, facts: replace(base, metadata={**facts, "prior_precision": p})
-
-
-def _start(run: Run) -> dict[str, Tensor]:
-    """LoRA's weights before training."""
-    with restored(trainable(run.model).values()):
-        reset_lora(run.model, run.config["seed"])
-        return read_weights(run.model)
 
 
 def prior_precision(eigenvalues: Mapping[str, Tensor], square_norm: float) -> tuple[float, float]:

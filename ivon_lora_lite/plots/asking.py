@@ -47,13 +47,13 @@ class AskForm:
     Args:
         run: a finished run; its method ``ask`` is called.
         stem, choices: what stands there at first.
-        samples: draws.
+        samples: draws; default: as :func:`ivon_lora_lite.training.ask` has it.
 
     In a notebook, make it the last line of a cell. ``form.ask()`` does what the button does, and ``form.answer`` is the
     last answer.
     """
 
-    def __init__(self, run, stem: str = "", choices: Sequence[str] = (), samples: int = 10):
+    def __init__(self, run, stem: str = "", choices: Sequence[str] = (), samples: int | None = None):
         import ipywidgets as widgets
 
         self.run, self.samples, self.answer = run, samples, None

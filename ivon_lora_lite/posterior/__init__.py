@@ -15,6 +15,7 @@ from .weights import (
     LoraPair,
     active_adapter,
     applied_weights,
+    changes_base,
     check_fit,
     check_saveable,
     is_plain,

@@ -61,6 +61,8 @@ class Posterior(ABC):
 
     def signal_to_noise(self) -> dict[str, Tensor]:
         """|m| / √v per coordinate that is not a point; v is the marginal variance."""
+        if not hasattr(self, "variance"):
+            raise ValueError(f"{type(self).__name__} has no variance that |m|/σ could be made of.")
         return {name: self.mean[name].abs() / v.sqrt() for name, v in self.variance.items()}
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:

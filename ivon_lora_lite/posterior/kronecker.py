@@ -126,6 +126,7 @@ class KroneckerPosterior(Posterior):
     def prune(self, fraction: float) -> KroneckerPosterior:
         """Set the fraction of weights with the smallest |m|/√(marginal variance) to 0, without noise."""
         masks = smallest(self.signal_to_noise(), fraction)
+        masks = {name: mask | self.pruned[name] if name in self.pruned else mask for name, mask in masks.items()}
         mean = {name: m.masked_fill(masks[name], 0.0) for name, m in self.mean.items()}
         return replace(self, mean=mean, pruned=masks, metadata={**self.metadata, "pruned": fraction})
 

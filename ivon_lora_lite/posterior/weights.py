@@ -30,7 +30,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     model = unwrapped(model)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     adapter = active_adapter(model)
-    names = {id(p): name for name, p in params.items()}
+    names = {id(p): name.removesuffix(f".{adapter}") for name, p in params.items()}  # AdaLoRA's are bare parameters
     if adapter is not None:
         from peft import get_peft_model_state_dict
 
@@ -80,7 +80,7 @@ def check_saveable(model: nn.Module) -> None:
     if adapter is None:
         raise ValueError("The model has no adapter: put LoRA on it with load_model or peft.get_peft_model.")
     kind = str(getattr(model.peft_config[adapter].peft_type, "value", model.peft_config[adapter].peft_type))
-    if kind not in ("LORA", "ADALORA"):
+    if kind != "LORA":
         raise ValueError(f"The adapter {adapter!r} is of the kind {kind}: only LoRA can be finetuned here.")
     from peft import get_peft_model_state_dict
 
@@ -92,6 +92,11 @@ def check_saveable(model: nn.Module) -> None:
             f"{lost[0]} is trainable ({len(lost)} such tensors), and the adapter {adapter!r} would not save it: freeze "
             "it with requires_grad_(False), or name its module in LoraConfig(modules_to_save=[…])."
         )
+
+
+def changes_base(start: bool | str | None) -> bool:
+    """Whether LoRA with this ``init_lora_weights`` changes the base model's weights too, as PiSSA and OLoRA do."""
+    return str(start).startswith(("pissa", "olora", "corda", "loftq"))
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -159,6 +164,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoraPair]:
         for adapter in module.active_adapters:
             pair = [members[adapter] for members in (module.lora_A, module.lora_B) if adapter in members]
             linear = len(pair) == 2 and all(isinstance(m, nn.Linear) for m in pair)
+            if not pair and adapter not in getattr(module, "lora_embedding_A", {}):
+                continue  # a layer of another adapter
             if len(module.active_adapters) > 1 or not linear or not is_plain(module):
                 raise ValueError(f"{name} is not plain LoRA on a linear layer with one adapter.")
             found[name.removeprefix(PREFIX)] = LoraPair(*pair)
@@ -169,7 +176,9 @@ def lora_layers(model: nn.Module) -> dict[str, LoraPair]:
 
 def _lora_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """PEFT's LoRA layers, known by what they hold."""
-    return ((n, m) for n, m in model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "active_adapters"))
+    return (
+        (n, m) for n, m in unwrapped(model).named_modules() if hasattr(m, "lora_A") and hasattr(m, "active_adapters")
+    )
 
 
 # ------------------------------------------------------------------------------------------- read, set, reset, restore
@@ -191,21 +200,21 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     _write(params.values(), (weights[name] for name in params))
 
 
-def reset_lora(model: nn.Module, seed: int) -> None:
+def reset_lora(model: nn.Module, seed: int, *, fresh: bool = False) -> None:
     """Give LoRA fresh weights (A Kaiming-uniform, B zero), so that runs on one model do not depend on each other.
 
     A new classifier's head gets normal weights of standard deviation 0.02, and biases of 0. Everything else that is
     trainable gets the values that it had when the model was first seen here: pretrained modules that PEFT saves along,
     biases, and A and B whose start depends on the base model (PiSSA, OLoRA, LoftQ …). An adapter that
-    ``load_model(adapter=…)`` read from a file is not made fresh: every run continues from it.
+    ``load_model(adapter=…)`` read from a file is not made fresh, unless ``fresh``: every run continues from it.
     """
-    model = unwrapped(model)
-    first, params = vars(model).setdefault("_first_weights", {}), trainable(model)
+    model, params = unwrapped(model), trainable(model)
+    first = vars(model).setdefault("_first_weights", {}).setdefault(active_adapter(model), {})
     for name, p in params.items():
         first.setdefault(name, p.detach().cpu().clone())
     put_weights(model, {name: first[name] for name in params})
     about = getattr(model, "description", {})
-    if about.get("adapter"):
+    if about.get("adapter") and not fresh:
         return
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same start on every device
     start = getattr(model.peft_config[active_adapter(model)], "init_lora_weights", True) if params else True

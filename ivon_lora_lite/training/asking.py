@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..evaluation import COVERAGE, Trained, abstain, choose_tau, mutual_information, predict, tau_sweep
-from ..language import Question, letter_prompt
+from ..language import LETTERS, Question, letter_prompt
 
 SAMPLES = 10
 TAUS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # among which a run chooses its own
@@ -110,25 +110,33 @@ def ask(
     run: Trained,
     questions: Sequence[Question],
     *,
-    samples: int = SAMPLES,
+    samples: int | None = None,
     tau: float | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> list[Answer]:
     """Answer questions at the mean and with draws; their ``answer`` is not looked at.
 
+    The run's threshold (:func:`with_threshold`) is for the draws with which it was chosen. With another number of them,
+    or another τ, the answers have none.
+
     Args:
         run: a finished run.
         questions: from :func:`question_for`, or of a task.
-        samples, seed, progress: as in :func:`predict`.
+        samples: number of draws. Default: with how many the threshold was chosen, else 10.
         tau: scale of the posterior's covariance. Default: what the run chose (:func:`with_tau`), else 1.
+        seed, progress: as in :func:`predict`.
     """
+    abstaining = run.config.get("abstain", {})
+    samples = abstaining.get("samples", SAMPLES) if samples is None else samples
     tau = tau_of(run) if tau is None else tau
     at_mean = predict(run, questions, progress=progress).probabilities[0]
     drawn = at_mean[None]
     if run.posterior is not None:
         drawn = predict(run, questions, samples=samples, tau=tau, seed=seed, progress=progress).probabilities
-    threshold = run.config.get("abstain", {}).get("threshold")
+    chosen = {"samples": samples, "tau": tau} if run.posterior is not None else {}
+    other = any(abstaining.get(name, value) != value for name, value in chosen.items())
+    threshold = None if other else abstaining.get("threshold")
     return [
         Answer(q.stem, q.choices, at_mean[n, : len(q.choices)], drawn[:, n, : len(q.choices)], threshold)
         for n, q in enumerate(questions)
@@ -141,21 +149,23 @@ def question_for(run: Trained, stem: str, choices: Sequence[str] | None = None) 
     Args:
         run: a finished run.
         stem: the question, or the text to classify.
-        choices: at least two; a run on classes of its own has them already.
+        choices: two to eight; a run on classes of its own has them already.
 
     Raises:
-        ValueError: there are fewer than two different choices.
+        ValueError: the question is empty, or there are not two to eight different choices, none of them empty.
     """
     data = run.config.get("data", {})
-    classes = data.get("labels") if not data.get("choices") else None
-    words = tuple(choices or classes or ())
-    if len(words) < 2 or len(set(words)) < len(words):
+    classes = run.config.get("classes") or (data.get("labels") if not data.get("choices") else None)
+    words = tuple(word.strip() for word in choices or classes or ())
+    if len(words) < 2 or len(set(words)) < len(words) or "" in words:
         raise ValueError(f"The choices are {', '.join(words) or 'none'}; expected at least two different ones.")
+    if len(words) > len(LETTERS) and not classes:
+        raise ValueError(f"There are {len(words)} choices; expected at most {len(LETTERS)}.")
     if not stem.strip():
         raise ValueError("The question is empty.")
     if classes and list(words) == list(classes):
         return Question(f"{stem} Answer:", words, 0, stem, words)
-    return Question(letter_prompt(stem, words), words, 0, stem, tuple("ABCDEFGH"[: len(words)]))
+    return Question(letter_prompt(stem, words), words, 0, stem, tuple(LETTERS[: len(words)]))
 
 
 def with_threshold(
@@ -176,14 +186,15 @@ def with_threshold(
         coverage: the share of them that it answers.
 
     Returns:
-        The run with ``config["abstain"]``: coverage, threshold, the share that is answered (with few questions, or
-        equally confident ones, it is more than the coverage), and accuracy there.
+        The run with ``config["abstain"]``: coverage, threshold, number of draws and τ, the share that is answered (with
+        few questions, or equally confident ones, it is more than the coverage), and accuracy there.
     """
     count = samples if run.posterior is not None else 0
     drawn = predict(run, questions, samples=count, tau=tau_of(run), progress=progress)
     decision = abstain(drawn, coverage)
     threshold = math.floor(1e6 * (1 - decision.threshold)) / 1e6  # down, so that the last one that is answered stays so
     facts = {"coverage": coverage, "threshold": threshold, "questions": len(questions)}
+    facts |= {"samples": count, "tau": tau_of(run)} if run.posterior is not None else {}
     facts |= {"answered": 1 - float(decision.handed_over.double().mean())}
     facts |= {"accuracy": decision.accuracy, "accuracy_of_all": decision.accuracy_of_all}
     return replace(run, config={**run.config, "abstain": facts})

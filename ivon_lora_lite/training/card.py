@@ -9,8 +9,8 @@ from ..files import write_text
 
 CARD = "README.md"
 WITH_PEFT = """```python
-from peft import AutoPeftModelForCausalLM
-model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)
+from peft import AutoPeftModelFor{head}
+model = AutoPeftModelFor{head}.from_pretrained({arguments})
 ```"""
 WITH_POSTERIOR = """`posterior.safetensors` holds its Gaussian. With
 [ivon_lora_lite](https://github.com/ivon-lora-lite/ivon-lora-lite) one predicts with draws from it, or writes a draw as
@@ -19,21 +19,26 @@ an adapter of its own:
 ```python
 from ivon_lora_lite import load_run, load_task, predict, score
 run = load_run(FOLDER)
-print(score(predict(run, load_task().test, samples=10)))
+print(score(predict(run, load_task({task}).test, samples=10)))
 run.save_draw("draw", seed=0)
 ```"""
 
 
-def write_card(folder: Path, config: Mapping, scores: Mapping[str, Scores] | None = None) -> None:
+def write_card(
+    folder: Path, config: Mapping, scores: Mapping[str, Scores] | None = None, posterior: bool = True
+) -> None:
     """Write ``README.md`` with the front matter that PEFT and the Hub read.
 
     Args:
         folder: of the run.
         config: the run's settings.
         scores: how it predicts → scores on test questions, once they are known.
+        posterior: whether the run has one.
     """
     base, method = config["model"].get("name", "unknown"), config.get("method", config["optimizer"])
-    posterior = method not in ("adamw", "swa")
+    classes = config.get("classes")
+    head = "SequenceClassification" if classes else "CausalLM"
+    arguments = f"FOLDER, num_labels={len(classes)}" if classes else "FOLDER"
     facts = {"steps": "steps", "batch_size": "questions a step", "train_size": "training questions", "seed": "seed"}
     listed = [f"{words} {config[name]}" for name, words in facts.items() if name in config]
     task = Path(config["task"]).name if "data" in config else config["task"]  # of a file of one's own, not its folder
@@ -48,8 +53,8 @@ def write_card(folder: Path, config: Mapping, scores: Mapping[str, Scores] | Non
         _abstaining(config["abstain"]) if "abstain" in config else "",
         "## How to load it",
         "The folder is a PEFT adapter, at the mean of its posterior:" if posterior else "The folder is a PEFT adapter:",
-        WITH_PEFT,
-        WITH_POSTERIOR if posterior else "",
+        WITH_PEFT.format(head=head, arguments=arguments),
+        WITH_POSTERIOR.format(task=json.dumps(task)) if posterior else "",
     ]
     write_text(folder / CARD, "\n\n".join(part for part in parts if part) + "\n")
 

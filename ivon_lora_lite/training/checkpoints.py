@@ -4,6 +4,7 @@
 restores weights, random numbers and, by ``IVON.load_state_dict``, the posterior and its noise.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -11,9 +12,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import read_json, write_json
+from ..language import Question
 
 SETTINGS = "settings.json"
 STATE = "trainer_state.json"  # the Trainer writes it last
+
+
+def continue_from(
+    folder: str | os.PathLike, config: dict, files: Sequence[str], saves: bool, resume: bool
+) -> str | None:
+    """The checkpoint from which a run goes on, or None; from now on the folder's checkpoints are this run's.
+
+    Args:
+        folder, config, files: as in :func:`last_checkpoint`.
+        saves: whether the run will write checkpoints.
+        resume: whether it goes on from one.
+
+    Raises:
+        ValueError: another run's checkpoints are there, or, without ``resume``, any.
+    """
+    if saves and not resume and any(Path(folder).glob("checkpoint-*")):
+        raise ValueError(f"{folder} holds checkpoints: use resume=True to go on from them, or another folder.")
+    last = last_checkpoint(folder, config, files) if resume else None
+    if saves:
+        remember(folder, config)
+    return None if last is None else str(last)
 
 
 def last_checkpoint(folder: str | os.PathLike, config: dict, files: Sequence[str] = ()) -> Path | None:
@@ -50,6 +73,12 @@ def remember(folder: str | os.PathLike, config: dict) -> None:
     """Write down whose checkpoints a folder holds (one process of several does)."""
     if os.environ.get("RANK", "0") == "0":
         write_json(Path(folder) / SETTINGS, _identity(config))
+
+
+def fingerprint(questions: Sequence[Question]) -> str:
+    """A short hash of what is asked and what is right: a run that goes on with other questions is another run."""
+    content = json.dumps([(q.stem, q.choices, int(q.answer)) for q in questions])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _identity(config: dict) -> dict:

@@ -21,8 +21,8 @@ from transformers import trainer as transformers_trainer
 from ..language import Question, Task, answer_logits, answer_loss, collate, description_of, format_named, tokenizer_of
 from ..posterior import GaussianPosterior, check_saveable, put_weights, read_weights, reset_lora, unwrapped
 from .callbacks import Bar, Evaluation
-from .checkpoints import last_checkpoint, remember
-from .presets import completed, hyperparameters, run_options
+from .checkpoints import continue_from, fingerprint
+from .presets import check_settings, completed, hyperparameters, run_options
 from .run import Run
 from .trainer import IVONTrainer
 
@@ -122,6 +122,7 @@ def finetune(
     options = run_options(preset, steps=steps, format=format, eval_every=eval_every if held_out or eval_every else 0)
     steps, format, eval_every = options["steps"], options["format"], options["eval_every"]
     check_choices(optimizer, format, schedule)
+    check_settings(optimizer, settings)
     _check_counts(steps=steps, batch_size=batch_size, accumulation=accumulation)
     if eval_every and not held_out:
         raise ValueError("eval_every needs validation questions: give validation=, which training must not contain.")
@@ -141,11 +142,22 @@ def finetune(
         "continued": start is not None,
         "settings": completed(hyperparameters(optimizer, preset, name, steps) | settings, len(questions)),
         "model": description_of(model),
-    } | ({"data": task.data} if isinstance(task, Task) and task.data else {})
+        "questions": fingerprint(questions),
+    }
+    if isinstance(task, Task) and task.data:
+        config["data"] = task.data
+    if format == "class":
+        config["classes"] = list(questions[0].choices)
     with ExitStack() as stack:
         evaluation = Evaluation(held_out, format, eval_every) if eval_every else None
         callbacks = [*([evaluation] if evaluation else []), *callbacks]
-        folder, last = _checkpoints(stack, output_dir, save_every, resume, config, callbacks)
+        if output_dir is None:
+            if save_every or resume:
+                raise ValueError("Checkpoints need a folder: give output_dir.")
+            folder, last = stack.enter_context(tempfile.TemporaryDirectory()), None
+        else:
+            files = [c.file for c in callbacks if hasattr(c, "file")]
+            folder, last = str(output_dir), continue_from(output_dir, config, files, bool(save_every), resume)
         reset_lora(model, seed)
         if start is not None:
             put_weights(model, start)
@@ -218,20 +230,6 @@ def _questions(
     if not train:
         raise ValueError("There are no training questions.")
     return name, train, list(held_out if validation is None else validation)[:size]
-
-
-def _checkpoints(
-    stack: ExitStack, folder: str | os.PathLike | None, save_every: int, resume: bool, config: dict, callbacks: Sequence
-) -> tuple[str, str | None]:
-    """The folder for checkpoints (a temporary one, if there are none), and the checkpoint to continue from."""
-    if folder is None:
-        if save_every or resume:
-            raise ValueError("Checkpoints need a folder: give output_dir.")
-        return stack.enter_context(tempfile.TemporaryDirectory()), None
-    last = last_checkpoint(folder, config, [c.file for c in callbacks if hasattr(c, "file")]) if resume else None
-    if save_every:
-        remember(folder, config)
-    return str(folder), str(last) if last else None
 
 
 def _arguments(model: nn.Module, config: dict, folder: str, save_every: int, progress: bool) -> TrainingArguments:

@@ -1,7 +1,10 @@
 """Hyperparameters by task: the paper's, and values measured for small models on the validation split."""
 
+import inspect
 import math
+from collections.abc import Mapping
 
+from ..ivon import IVON
 from .prior import sqrt_ess
 
 _PAPER = {"lr": 0.03, "beta1": 0.9, "beta2": 1 - 1e-5, "clip_radius": 1e-3, "weight_decay": 0.0, "rescale_lr": False}
@@ -63,6 +66,20 @@ def preset_sigma(steps: int) -> float:
     """The small preset's noise σ = 1/√(λ h₀) for a run of this length."""
     settings = hyperparameters("ivon", "small", "", steps)
     return float(f"{(settings['ess'] * settings['hess_init']) ** -0.5:.3g}")
+
+
+def check_settings(optimizer: str, settings: Mapping) -> None:
+    """Refuse settings that the optimizer does not have.
+
+    Raises:
+        ValueError: naming the first of them, and what there is.
+    """
+    known = {"lr", "weight_decay"}
+    if optimizer == "ivon":
+        known = {"prior", *inspect.signature(IVON).parameters} - {"params", "seed"}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"{optimizer} has no setting {unknown[0]!r}. It has {', '.join(sorted(known))}.")
 
 
 def completed(settings: dict, questions: int) -> dict:

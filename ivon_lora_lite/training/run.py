@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -13,27 +12,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..files import LOCK, provenance, read_json, whole_folder, write_json
-from ..language import DTYPES, load_model, tokenizer_of
+from ..files import provenance, read_json, whole_folder, write_json
+from ..language import DTYPES, description_of, load_model
 from ..posterior import (
     POSTERIOR_FILE,
     Posterior,
     active_adapter,
-    applied_weights,
+    changes_base,
     load_extensions,
     load_posterior,
+    read_weights,
+    reset_lora,
+    restored,
     trainable,
     unwrapped,
 )
 from .asking import Answer, ask, question_for
-from .card import CARD, write_card
+from .card import write_card
+from .exports import merge, save_draw, write_adapter
+from .folders import ADAPTER, RUN_FILE, check_free, read_facts
 
-RUN_FILE = "run.json"
-ADAPTER = "adapter_model.safetensors"
-FACTS = {"config", "history", "seconds"}
 # of an adapter's settings: what decides how its weights act
-DECISIVE = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
-CONFIG = {"task", "optimizer", "seed", "format", "model"}
+DECISIVE = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias",
+            "init_lora_weights")  # fmt: skip
 # entry of a run's settings → what that attachment decided; whoever owns it enters it here
 ATTACHED: dict[str, Callable[[dict], object]] = {}
 
@@ -83,24 +84,6 @@ class Run:
         return load_run(folder, model, progress=progress)
 
 
-def check_free(folder: str | os.PathLike) -> Path:
-    """A folder that a run may be written to.
-
-    Raises:
-        FileExistsError: it holds a run already, or other files.
-    """
-    folder = Path(folder)
-    if (folder / RUN_FILE).exists():
-        about = read_facts(folder)["config"]
-        raise FileExistsError(
-            f"{folder} holds another run already ({about['optimizer']} on {about['task']}, seed {about['seed']}): "
-            "choose another folder, or delete it first."
-        )
-    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder: choose another one.")
-    return folder
-
-
 def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
     """Write a run: a PEFT adapter (the mean), ``posterior.safetensors`` (IVON) and ``run.json``; all or nothing.
 
@@ -120,75 +103,34 @@ def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) ->
     return folder
 
 
-def save_draw(run: Run, folder: str | os.PathLike, seed: int = 0, tau: float = 1.0) -> Path:
-    """Write one draw as a plain PEFT adapter, which any program that reads PEFT can load beside the mean.
-
-    Args:
-        run: with a posterior.
-        folder: must not exist, or be empty.
-        seed: of the draw; :func:`predict` with ``samples=S, seed=0`` uses the seeds 0 … S − 1.
-        tau: scale of the covariance.
-
-    Raises:
-        ValueError: the run has no posterior.
-        FileExistsError: the folder holds files.
-    """
-    if run.posterior is None:
-        raise ValueError("This run has no posterior to draw from: save it with run.save(folder).")
-    folder = check_free(folder)
-    with whole_folder(folder, last=ADAPTER) as temporary:
-        write_adapter(run.model, run.posterior.sample(seed, tau), temporary)
-    return folder
-
-
-def merge(run: Run, folder: str | os.PathLike, seed: int | None = None, tau: float = 1.0) -> Path:
-    """Write a plain transformers model and its tokenizer, with LoRA at the mean merged in, or a draw of it.
-
-    Args:
-        run: on a base model that is not quantised.
-        folder: must not exist, or be empty.
-        seed: of a draw; None is the mean.
-        tau: scale of the draw's covariance.
-
-    Raises:
-        ValueError: the base model is quantised, or a draw is asked of a run without posterior.
-        FileExistsError: the folder holds files.
-    """
-    if run.config["model"].get("quantize") in ("8bit", "4bit"):
-        raise ValueError("LoRA cannot be merged into a quantised model without loss: load the run with quantize=None.")
-    if seed is not None and run.posterior is None:
-        raise ValueError("This run has no posterior to draw from: leave seed out.")
-    weights = run.weights if seed is None else run.posterior.sample(seed, tau)
-    folder = check_free(folder)
-    with whole_folder(folder, last="config.json") as temporary:
-        with applied_weights(run.model, weights):
-            merged = copy.deepcopy(unwrapped(run.model)).merge_and_unload()
-        merged.save_pretrained(temporary)
-        tokenizer_of(run.model).save_pretrained(temporary)
-    return folder
-
-
 def write_run(run: Run, folder: Path) -> None:
     """Write a run's files into a folder that exists."""
     write_adapter(run.model, run.weights, folder)
-    write_card(folder, run.config)
+    write_card(folder, run.config, posterior=run.posterior is not None)
     if run.posterior is not None:
         run.posterior.save(folder)
     facts = {"config": run.config, "history": run.history, "seconds": run.seconds, "provenance": provenance()}
     write_json(folder / RUN_FILE, facts)
 
 
-def write_adapter(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write named weights as PEFT's adapter into a folder that exists."""
-    with applied_weights(model, weights):
-        model, adapter = unwrapped(model), active_adapter(model)
-        # embedding layers are the base model's
-        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[adapter])
-    if (folder / adapter).is_dir():  # where PEFT puts an adapter that is not called "default"
-        for file in (folder / adapter).iterdir():
-            os.replace(file, folder / file.name)
-        (folder / adapter).rmdir()
-    (folder / CARD).unlink(missing_ok=True)  # PEFT's empty model card
+def started_from(run: Run) -> dict[str, Tensor]:
+    """The weights from which a run was trained, name → tensor: they follow from its seed and its model.
+
+    Raises:
+        ValueError: it continued from weights that are not known any more, or its start changed a base model that is
+            not at hand as it was.
+    """
+    loaded, own = description_of(run.model).get("adapter"), run.config["model"].get("adapter")
+    config = unwrapped(run.model).peft_config[active_adapter(run.model)]
+    if (
+        run.config.get("continued")
+        or (own and own != loaded)
+        or (loaded and not own and changes_base(config.init_lora_weights))
+    ):
+        raise ValueError("The weights from which this run was trained are not known any more.")
+    with restored(trainable(run.model).values()):
+        reset_lora(run.model, run.config["seed"], fresh=own is None)
+        return read_weights(run.model)
 
 
 def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progress: bool = True) -> Run:
@@ -252,7 +194,10 @@ def _check_adapter(folder: Path, model: nn.Module) -> None:
         return
     of_run, of_model = read_json(folder / "adapter_config.json"), unwrapped(model).peft_config[adapter].to_dict()
     for name in DECISIVE:
-        if (of_run.get(name) or None) != (of_model.get(name) or None):
+        pair = [about.get(name) or None for about in (of_run, of_model)]
+        if name == "init_lora_weights":  # it matters later only where it changed the base model
+            pair = [start if changes_base(start) else None for start in pair]
+        if pair[0] != pair[1]:
             raise ValueError(
                 f"The run in {folder} does not fit this model: its adapter has {name}={of_run.get(name)!r}, the "
                 f"model's {of_model.get(name)!r}. Leave model= out to load the run's own."
@@ -268,12 +213,3 @@ def _check_shapes(weights: dict[str, Tensor], model: nn.Module, folder: Path) ->
             f"The run in {folder} does not fit this model: {wrong[0]} has shape {shapes.get(wrong[0])}, the model "
             f"wants {wanted.get(wrong[0])}."
         )
-
-
-def read_facts(folder: Path) -> dict:
-    """What ``run.json`` holds; a ``ValueError`` if that is no run."""
-    facts = read_json(folder / RUN_FILE)
-    config = facts.get("config") if isinstance(facts, dict) else None
-    if not isinstance(config, dict) or CONFIG.difference(config) or FACTS.difference(facts):
-        raise ValueError(f"{folder / RUN_FILE} is damaged, or not the record of a run.")
-    return facts

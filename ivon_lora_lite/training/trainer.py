@@ -14,7 +14,8 @@ from ..ivon import IVON, advice_by_topic
 from ..posterior import GaussianPosterior, Posterior, load_posterior, lora_parameters, unwrapped
 from .prior import per_matrix_ivon
 
-AVERAGED = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice", "ForCausalLM", "ForMaskedLM")
+AVERAGED = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice")
+AVERAGED += ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 PRIORS = {"fixed": IVON, "per_matrix": per_matrix_ivon}
 LOGGED = ("sigma_mean", "variance_drift", "snr_p50", "clipped", "hess_moved", "kl", "skipped_steps")
 LOGGED += ("update_p10", "update_p50", "update_p90")
@@ -160,7 +161,7 @@ def averaging(model, logits) -> tuple[Callable, Callable]:
     if head.endswith("ForSequenceClassification") and (problem == "regression" or logits.shape[-1] == 1):
         return (lambda x: x), (lambda x: x)
     if problem == "multi_label_classification":
-        return torch.sigmoid, torch.logit
+        return torch.sigmoid, lambda p: p.logit(eps=torch.finfo(p.dtype).eps)
     return (lambda x: x.softmax(-1)), (lambda p: p.clamp(min=torch.finfo(p.dtype).tiny).log())
 
 

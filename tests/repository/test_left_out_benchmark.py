@@ -1,4 +1,4 @@
-"""benchmarks/left_out.py on a tiny model: both parts, written once, and wrong labels that are wrong."""
+"""benchmarks/left_out.py on a tiny model: its parts, written once, and wrong labels that are wrong."""
 
 import pytest
 import torch
@@ -16,6 +16,48 @@ def test_planted_answers_are_wrong_and_as_many_as_asked():
     assert [a.answer != b.answer for a, b in zip(questions, changed)] == wrong.tolist()
     assert [a.choices for a in questions] == [b.choices for b in changed]
     assert not torch.equal(planted(questions, 0.1, seed=4)[1], wrong)
+
+
+def test_every_question_is_left_out_once():
+    dealt = load_script("benchmarks/left_out.py").dealt
+    groups = dealt(10, 3, seed=0)
+    assert sorted(k for group in groups for k in group) == list(range(10))
+    assert {len(group) for group in groups} == {3, 4} and groups != dealt(10, 3, seed=1)
+
+
+def test_rank_correlation_is_spearmans():
+    a, b = torch.randn(2, 20, generator=torch.Generator().manual_seed(0)).tolist()
+    apart = sum((sorted(a).index(x) - sorted(b).index(y)) ** 2 for x, y in zip(a, b))
+    correlation = load_script("benchmarks/left_out.py").rank_correlation
+    assert correlation(a, b) == pytest.approx(1 - 6 * apart / (20 * (20**2 - 1)))
+
+
+@pytest.mark.slow
+def test_groups_are_recorded_once_and_judged_by_what_really_happened(tiny_folder, tmp_path, monkeypatch):
+    script = load_script("benchmarks/left_out.py")
+    command = ["left_out.py", "groups", "--out", str(tmp_path), "--model", str(tiny_folder), "--dtype", "fp32"]
+    command += ["--passes", "2", "--seeds", "21", "--train-size", "8", "--groups", "2"]
+    monkeypatch.setattr("sys.argv", command)
+    script.main()
+    every, *rest = (
+        read_json(tmp_path / f"groups-everyday@2-2-passes-seed21-{which}.json")
+        for which in ("all", "without0", "without1")
+    )
+    assert sorted(rest[0]["group"] + rest[1]["group"]) == list(range(8)) and every["group"] == []
+    assert all(len(every[name]) == 8 for name in ("loss", "sensitivity", "influence"))
+    for record in rest:
+        assert record["loss"] != every["loss"] and "sensitivity" not in record
+    left_out = [next(r["loss"][k] for r in rest if k in r["group"]) for k in range(8)]
+    (row,) = script.grouped(tmp_path)["2 passes"]
+    assert row["left-out loss"] == pytest.approx(sum(left_out) / 8)
+    grown = [a - b for a, b in zip(left_out, every["loss"])]
+    assert row["order by influence"] == pytest.approx(script.rank_correlation(every["influence"], grown))
+    assert read_json(tmp_path / "summary.json")["groups"]["2 passes"]["loss"]["values"] == [row["loss"]]
+    (tmp_path / "groups-everyday@2-2-passes-seed21-without1.json").unlink()
+    assert not script.grouped(tmp_path)  # a seed counts when all of its groups are there
+    monkeypatch.setattr(script, "without", lambda *_: {"loss": [0.0] * 8})
+    script.main()
+    assert read_json(tmp_path / "groups-everyday@2-2-passes-seed21-without0.json") == rest[0]
 
 
 @pytest.mark.slow

@@ -22,6 +22,10 @@ class LetterFormat(Format):
         input_ids, mask = padded(prompts, 0, left=True)  # [B, L]
         tokens = torch.full((len(questions), max(len(q.labels) for q in questions)), -1)  # [B, C]
         for row, q in enumerate(questions):
+            if len(q.labels) != len(q.choices):
+                raise ValueError(
+                    f"The question {q.stem[:60]!r} has {len(q.choices)} choices and {len(q.labels)} letters."
+                )
             # what precedes the answer decides how it is tokenised, and for all prompts that is the same few words
             own = [answer_token(tokenizer, q.prompt[-12:].lstrip(), label) for label in q.labels]
             if len(set(own)) < len(own):

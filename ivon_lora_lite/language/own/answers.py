@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from ..questions import Question, letter_prompt
+from ..questions import LETTERS, Question, letter_prompt
 from .rows import Row
 
 MOST_CLASSES = 26
-LETTERS = "ABCDEFGH"
 
 
 def _number(answer: str, least: int, count: int) -> int | None:

@@ -3,12 +3,13 @@
 import json
 from dataclasses import dataclass
 
+from ..questions import LETTERS
+
 QUESTION = ("question", "stem", "question_stem", "text", "sentence", "prompt")
 CHOICES = ("choices", "options")
 SINGLE = ("{}", "choice{}", "choice_{}", "option{}", "option_{}", "answer{}", "answer_{}")  # one column a choice
 COUNTED = ("abcdefgh", "12345678", "01234567")
 ANSWER = ("answer", "label", "answerkey", "answer_key", "correct", "correct_answer", "target", "gold")
-MOST_CHOICES = 8
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _choices(where: str, cells: list) -> tuple[tuple[str, ...], tuple[str, ...]]
     texts = [text_of(cell) for cell in cells]
     while texts and not texts[-1]:  # a question may have fewer choices than there are columns
         texts.pop()
-    if not 2 <= len(texts) <= MOST_CHOICES:
-        raise ValueError(f"{where}: it has {len(texts)} choices; expected 2 to {MOST_CHOICES}.")
+    if not 2 <= len(texts) <= len(LETTERS):
+        raise ValueError(f"{where}: it has {len(texts)} choices; expected 2 to {len(LETTERS)}.")
     if "" in texts:
         raise ValueError(f"{where}: choice {texts.index('') + 1} is empty.")
     if len(set(texts)) < len(texts):
