@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from .locks import LOCK, in_use, reserved  # noqa: F401 (found here, beside the folders that they are about)
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-LOCK = ".writing"  # in a folder that a process has reserved
 PACKAGES = ("torch", "transformers", "peft", "ivon-lora-lite")
 
 
@@ -69,7 +70,7 @@ def whole_folder(folder: str | os.PathLike, last: str) -> Iterator[Path]:
         stage.mkdir()
         with _writing():
             yield stage
-        former = [path for path in folder.iterdir() if path != stage and not _in_use(path)]
+        former = [path for path in folder.iterdir() if path != stage and not in_use(path)]
         _move_all(aside, former, last, False)
         new = [path.name for path in stage.iterdir()]
         try:
@@ -100,12 +101,6 @@ def _move_all(target: Path, paths: list[Path], last: str, ascending: bool) -> No
         os.replace(path, target / path.name)
 
 
-def _in_use(path: Path) -> bool:
-    """Whether it is a lock, or the stage of a process that still runs."""
-    pid, _, kind = path.name[1:].partition(".")
-    return path.name == LOCK or (path.name[0] == "." and kind == "tmp" and pid.isdigit() and _runs(int(pid)))
-
-
 def write_or_keep(write: Callable[[Path], object], folder: Path) -> None:
     """Call ``write(folder)``; if that fails, write to a temporary folder instead, so that the result is not lost.
 
@@ -121,69 +116,6 @@ def write_or_keep(write: Callable[[Path], object], folder: Path) -> None:
         except OSError:
             raise error from None
         raise OSError(f"{folder} could not be written ({error}): the result is in {other} instead.") from error
-
-
-@contextmanager
-def reserved(folder: str | os.PathLike) -> Iterator[Path]:
-    """Within the context a folder is this process's to write to: it can be written, and no other process does.
-
-    Raises:
-        FileExistsError: another process that still runs on this machine has reserved it.
-        OSError: it cannot be written; the message says why.
-    """
-    folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _lock(lock)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise type(error)(
-            f"{folder} cannot be written to ({error.strerror or error}): choose another folder."
-        ) from error
-    try:
-        yield folder
-    finally:
-        lock.unlink(missing_ok=True)
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
-
-
-def _lock(lock: Path) -> None:
-    mine = {"pid": os.getpid(), "host": platform.node()}
-    try:
-        with lock.open("x", encoding="utf8") as file:
-            json.dump(mine, file)
-        return
-    except FileExistsError:
-        if lock.parent.is_file():
-            raise FileExistsError(f"{lock.parent} is a file, not a folder: choose another one.") from None
-    try:
-        other = read_json(lock)
-    except (OSError, ValueError):
-        other = {}
-    if other.get("host") in (None, platform.node()) and not _runs(other.get("pid")):
-        lock.unlink(missing_ok=True)  # its process is no more
-        return _lock(lock)
-    raise FileExistsError(
-        f"{lock.parent} is being written by process {other.get('pid')} on {other.get('host')}: choose another folder "
-        f"(or delete {lock.name} there, if no such process exists)."
-    )
-
-
-def _runs(pid: int | None) -> bool:
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -208,11 +208,8 @@ class IVON(Optimizer):
     def _update(self, params: list[Tensor], group: dict, moments: dict[Tensor, tuple[Tensor, Tensor]]) -> None:
         """One list of parameters through the equations."""
         state, delta = [self.state[p] for p in params], group["weight_decay"]
-        h, momentum, m = (
-            [s["hess"] for s in state],
-            [s["momentum"] for s in state],
-            [states.mean_of(self.state, p) for p in params],
-        )
+        h, momentum = [s["hess"] for s in state], [s["momentum"] for s in state]
+        m = [states.mean_of(self.state, p) for p in params]
         if moments:
             grad, product = [moments[p][0] for p in params], [moments[p][1] for p in params]
         else:

@@ -31,7 +31,13 @@ def _early(bench: Bench) -> Result:
     return Result(predict(run, bench.questions, progress=bench.progress), facts={"best_step": best.step})
 
 
-ADAMW = Method("adamw", "AdamW", "AdamW: one point, no uncertainty over weights", lambda bench: trained(bench, "adamw"))
+ADAMW = Method(
+    "adamw",
+    "AdamW",
+    "AdamW: one point, no uncertainty over weights",
+    lambda bench: trained(bench, "adamw"),
+    tunable=True,
+)
 EARLY = Method(
     "adamw@early",
     "AdamW, early-stopped",

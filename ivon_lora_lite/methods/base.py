@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from ..evaluation import Predictions
-from ..language import Question, Task
+from ..language import Question, Task, full_name
 from ..posterior import Posterior
 from ..training import Run
 
@@ -63,6 +63,11 @@ class Settings:
                 raise ValueError(f"{name} is {value}; expected at least 1.")
         if self.split not in ("test", "validation"):
             raise ValueError(f"There is no split {self.split!r} to report on: choose test or validation.")
+
+    def chosen_for(self, task: str, method: str) -> dict:
+        """Settings that replace the defaults of a method on a task."""
+        found = next((v for name, v in self.chosen.items() if full_name(name) == full_name(task)), {})
+        return dict(found.get(method, {}))
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,7 @@ class Method:
         about: one sentence.
         make: fills a cell.
         stands_on: the method whose finished run this one starts from; None: it trains a run of its own.
+        tunable: whether it has settings that may be chosen (``Settings.chosen``).
     """
 
     name: str
@@ -160,6 +166,7 @@ class Method:
     about: str
     make: Callable[[Bench], Result]
     stands_on: str | None = None
+    tunable: bool = False
 
 
 def numbers_per_weight(posterior: Posterior, run: Run) -> float:

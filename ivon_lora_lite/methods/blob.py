@@ -119,5 +119,5 @@ def _mean(bench: Bench) -> Result:
     return Result(predict(bench.run, bench.questions, progress=bench.progress))
 
 
-BLOB = Method("blob", "BLoB", "BLoB: draws from a Gaussian over A that backpropagation trained", _make)
+BLOB = Method("blob", "BLoB", "BLoB: draws from a Gaussian over A that backpropagation trained", _make, tunable=True)
 BLOB_MEAN = Method("blob@mean", "BLoB@mean", "BLoB at the mean of its posterior", _mean, stands_on="blob")

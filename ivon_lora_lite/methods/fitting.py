@@ -1,7 +1,8 @@
 """A posterior for an adapter that was trained elsewhere, with any loss."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ def fit_posterior(
     Args:
         model: with a trained adapter; it is left as it was, in evaluation mode while this runs.
         loss: (model, batch) → the batch's mean loss; it should have no dropout or other noise of its own.
-        batches: data that the posterior is fitted to; a batch is anything with a length or ``input_ids``.
+        batches: data that the posterior is fitted to: dicts or tuples with a tensor of one row an example, or anything
+            else that has a length.
         method: one of the three.
         tolerance: of ``"tfb"``.
         target: of ``"isotropic"``.
@@ -66,7 +68,7 @@ def fit_posterior(
         if method == "laplace_diag":
             return _laplace(model, loss, parts, precision)
         sigma, cost, _, _ = choose_sigma(
-            lambda: _mean_loss(model, loss, parts), lora_parameters(model), target, draws=samples, seed=seed
+            lambda: _finite(_mean_loss(model, loss, parts)), lora_parameters(model), target, draws=samples, seed=seed
         )
         return GaussianPosterior.isotropic(model, sigma**2, method=method, cost=cost)
     finally:
@@ -77,7 +79,7 @@ def fit_posterior(
 def _tfb(model: nn.Module, loss: Loss, parts: list, tolerance: float, samples: int, seed: int) -> GaussianPosterior:
     weights, inverse = balanced(model, read_weights(model))
     facts = {"tolerance": tolerance}
-    before = float(_mean_loss(model, loss, parts))
+    before = _finite(_mean_loss(model, loss, parts))
 
     def rise(sigma_q: float) -> float:
         total = 0.0
@@ -109,15 +111,22 @@ def _laplace(model: nn.Module, loss: Loss, parts: list, precision: float | None)
 def _mean_loss(model: nn.Module, loss: Loss, parts: list) -> Tensor:
     """The mean over examples: batches count by their length."""
     lengths = [_length(batch) for batch in parts]
-    total = sum(n * loss(model, batch).detach().double().cpu() for n, batch in zip(lengths, parts)) / sum(lengths)
-    if not math.isfinite(float(total)):
-        raise ValueError(f"The loss is {float(total)}: is the model sound, or the noise too large?")
-    return total
+    return sum(n * loss(model, batch).detach().double().cpu() for n, batch in zip(lengths, parts)) / sum(lengths)
+
+
+def _finite(loss: Tensor) -> float:
+    if not math.isfinite(loss):
+        raise ValueError(f"The loss is {float(loss)}: is the model sound, or the noise too large?")
+    return float(loss)
 
 
 def _length(batch: object) -> int:
     """How many examples a batch has."""
-    for name in ("labels", "answers", "input_ids"):
-        if hasattr(batch, "keys") and name in batch:
-            return len(batch[name])
-    return len(batch)
+    if isinstance(batch, Tensor) or not isinstance(batch, Mapping | UserDict | tuple):
+        return len(batch)
+    parts = batch if isinstance(batch, tuple) else [batch.get(name) for name in ("labels", "answers", "input_ids")]
+    parts = [*parts, *(() if isinstance(batch, tuple) else batch.values())]
+    for part in parts:
+        if isinstance(part, Tensor) and part.dim():
+            return len(part)
+    raise ValueError("A batch holds no tensor of one row an example: hand over dicts or tuples with one.")

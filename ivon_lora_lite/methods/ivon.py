@@ -26,7 +26,11 @@ def _linearized(bench: Bench) -> Result:
 
 IVON_MEAN = Method("ivon@mean", "IVON@mean", "IVON at the mean of its posterior", _mean, stands_on="ivon")
 IVON_DRAWS = Method(
-    "ivon", "IVON", "IVON: draws from its posterior", lambda bench: trained(bench, "ivon", bench.settings.samples)
+    "ivon",
+    "IVON",
+    "IVON: draws from its posterior",
+    lambda bench: trained(bench, "ivon", bench.settings.samples),
+    tunable=True,
 )
 IVON_LINEARIZED = Method(
     "ivon@linearized",

@@ -152,7 +152,7 @@ def linearized_laplace(
 
 def _make(bench: Bench, structure: str, precision: str = "evidence") -> Result:
     started, task = time.perf_counter(), replace(bench.task, validation=bench.validation)
-    run = laplace(bench.run, task, structure, precision=precision, progress=bench.progress)
+    run = laplace(bench.run, task, structure, precision=precision, progress=bench.progress, **bench.chosen)
     seconds = {"fit": time.perf_counter() - started}
     line = linearized_laplace(run, bench.questions, progress=bench.progress)
     facts = {"prior_precision": run.posterior.metadata["prior_precision"], "integration_error": line.error()}
@@ -166,6 +166,7 @@ LAPLACE_KFAC = Method(
     "Laplace, KFAC: Gaussian around AdamW's weights from Kronecker-factored curvature, linearised",
     lambda bench: _make(bench, "kfac"),
     stands_on="adamw",
+    tunable=True,
 )
 LAPLACE_DIAG = Method(
     "laplace_diag",
@@ -173,6 +174,7 @@ LAPLACE_DIAG = Method(
     "Laplace, diagonal: the same from the diagonal of the curvature",
     lambda bench: _make(bench, "diag"),
     stands_on="adamw",
+    tunable=True,
 )
 LAPLACE_DIAG_VALIDATION = Method(
     "laplace_diag_validation",
@@ -180,6 +182,7 @@ LAPLACE_DIAG_VALIDATION = Method(
     "Laplace, diagonal, with the prior precision p that has the smallest NLL on validation questions",
     lambda bench: _make(bench, "diag", "validation"),
     stands_on="adamw",
+    tunable=True,
 )
 LAPLACE_VALIDATION = Method(
     "laplace_kfac_validation",
@@ -187,4 +190,5 @@ LAPLACE_VALIDATION = Method(
     "Laplace, KFAC, with the prior precision p that has the smallest NLL on validation questions",
     lambda bench: _make(bench, "kfac", "validation"),
     stands_on="adamw",
+    tunable=True,
 )

@@ -126,4 +126,5 @@ PAC_TUNING = Method(
     "PAC-tuning",
     "PAC-tuning, reconstructed: the mean after training under noise of a learned size",
     _make,
+    tunable=True,
 )

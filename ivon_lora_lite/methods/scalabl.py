@@ -2,8 +2,8 @@
 
     ΔW = B diag(s) A,   q(s) = N(μ, diag σ²);  A and B are points.   Loss per question as in BLoB, with the KL of s
 
-A starts as the right singular vectors of LoRA's random start and μ as its singular values; μ and σ are kept positive by
-an exponential. So a layer of rank r gets 2r more numbers, about a thousand in a small model. diag(s) A is again an A,
+With A = U diag(μ) Vᵀ at LoRA's start, A begins as Vᵀ and B as BU, so ΔW is what it was; μ and σ are kept positive by an
+exponential. So a layer of rank r gets 2r more numbers, about a thousand in a small model. diag(s) A is again an A,
 whose rows are each scaled by a random number: so a draw is an ordinary adapter, and plain PEFT reads the mean.
 
 The public code has the KL the other way round, KL[prior ‖ q]; here it is KL[q ‖ prior], as the paper's ELBO has it.
@@ -103,9 +103,11 @@ class ScalablTraining(NoiseTraining):
     def numbers(self) -> list[Tensor]:
         self.log_mean, self.log_sigma = {}, {}
         for name, module in self.modules.items():
-            _, values, right = torch.linalg.svd(module.weight.detach().float(), full_matrices=False)
+            b = self.pairs[name].b.weight
+            left, values, right = torch.linalg.svd(module.weight.detach().float(), full_matrices=False)
             with torch.no_grad():
                 module.weight.copy_(right)
+                b.copy_(b.float() @ left)
             self.log_mean[name] = values.log().requires_grad_()
             self.log_sigma[name] = self.around_start(values.shape).to(values).log().requires_grad_()
         return [*self.log_mean.values(), *self.log_sigma.values()]
@@ -179,4 +181,4 @@ def _make(bench: Bench) -> Result:
     return Result(predictions, run, {"train": run.seconds}, floats, samples)
 
 
-SCALABL = Method("scalabl", "ScalaBL", "ScalaBL: draws of one number per rank and layer", _make)
+SCALABL = Method("scalabl", "ScalaBL", "ScalaBL: draws of one number per rank and layer", _make, tunable=True)

@@ -116,9 +116,11 @@ def tfb(
     before = _loss(at_mean, answers, criterion)
 
     def change(sigma_q: float) -> float:
-        drawn = predict(
-            run, anchors, posterior=noisy(weights, inverse, sigma_q, facts), samples=samples, seed=seed, **options
-        )
+        posterior = noisy(weights, inverse, sigma_q, facts)
+        try:
+            drawn = predict(run, anchors, posterior=posterior, samples=samples, seed=seed, **options)
+        except FloatingPointError:  # in 16 bits much noise overflows
+            return math.inf
         rise = _loss(drawn, answers, criterion) - before
         return rise / max(before, 1e-12) if criterion == "nll" else rise
 
@@ -143,6 +145,8 @@ def _make(bench: Bench) -> Result:
     return Result(predictions, run, seconds, numbers_per_weight(run.posterior, run), bench.settings.samples, facts)
 
 
-TFB = Method("tfb", "+ TFB", "TFB: noise on AdamW's adapter, as much as validation questions bear", _make, "adamw")
-TFB_BLOB = Method("tfb@blob", "TFB on BLoB's mean", "TFB: the same noise on BLoB's mean", _make, "blob")
-TFB_IVON = Method("tfb@ivon", "TFB on IVON's mean", "TFB: the same noise on IVON's mean", _make, "ivon")
+TFB = Method(
+    "tfb", "+ TFB", "TFB: noise on AdamW's adapter, as much as validation questions bear", _make, "adamw", True
+)
+TFB_BLOB = Method("tfb@blob", "TFB on BLoB's mean", "TFB: the same noise on BLoB's mean", _make, "blob", True)
+TFB_IVON = Method("tfb@ivon", "TFB on IVON's mean", "TFB: the same noise on IVON's mean", _make, "ivon", True)

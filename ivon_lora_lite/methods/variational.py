@@ -7,7 +7,7 @@ an Adam with a learning rate of its own, which decays linearly to 0.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
@@ -39,6 +39,10 @@ class Owners:
         owner = torch.zeros(self.shape, dtype=torch.long)
         for number, (rows, tokens) in enumerate(self.places):
             owner[rows.cpu(), tokens.cpu()] = number
+        if x.dim() < 3:
+            raise ValueError(
+                "A layer with LoRA sees no single tokens (a pooler?): noise of a question's own needs them."
+            )
         if x.shape[1] != owner.shape[1]:  # a layer that runs at some positions only, as the output layer does
             owner = owner[:, self.kept.cpu()]
         return owner.to(x.device), len(self.places)
@@ -93,9 +97,10 @@ class NoiseSettings:
     def finetune(cls, model: nn.Module, task: Task | Sequence[Question], options: dict) -> Run:
         """:func:`finetune` with these settings; the options are of both."""
         names = {f.name for f in fields(cls)}
-        settings = cls(**{name: value for name, value in options.items() if name in names})
-        others = {name: value for name, value in options.items() if name not in names}
-        return finetune(model, task, optimizer="adamw", attachments=[settings], **others)
+        # finetune's own `start` is a mapping
+        mine = {name: value for name, value in options.items() if name in names and not isinstance(value, Mapping)}
+        others = {name: value for name, value in options.items() if name not in mine}
+        return finetune(model, task, optimizer="adamw", attachments=[cls(**mine)], **others)
 
 
 class NoiseTraining(Beside, ABC):
@@ -103,6 +108,7 @@ class NoiseTraining(Beside, ABC):
 
     Attributes:
         modules: name of A (and of B, where it has noise too) → its module.
+        pairs: name of A → A and B.
         history: one dict per log.
     """
 
@@ -110,7 +116,8 @@ class NoiseTraining(Beside, ABC):
         self.settings, self.owners, self.questions = settings, Owners(), 1
         self.generator = torch.Generator().manual_seed(seed)
         names = {id(p): name for name, p in trainable(model).items()}
-        noisy = [module for pair in lora_layers(model).values() for module in self.noisy(pair)]
+        self.pairs = {names[id(pair.a.weight)]: pair for pair in lora_layers(model).values()}
+        noisy = [module for pair in self.pairs.values() for module in self.noisy(pair)]
         self.modules = {names[id(module.weight)]: module for module in noisy}
         self.noise: dict[str, object] = {}
         self.history: list[dict] = []

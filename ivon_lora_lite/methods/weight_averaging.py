@@ -205,9 +205,9 @@ def _make_swag(bench: Bench) -> Result:
 
 
 def _make_swa(bench: Bench) -> Result:
-    """The mean of SWAG's Gaussian, if that is there: the same steps and the same weights; else trained on."""
-    with_draws = bench.finished("swag")
-    if with_draws and (with_draws / RUN_FILE).exists():
+    """The mean of SWAG's Gaussian, if that is there with the same settings: the same weights; else trained on."""
+    with_draws, same = bench.finished("swag"), bench.settings.chosen_for(bench.task.name, "swag") == dict(bench.chosen)
+    if with_draws and same and (with_draws / RUN_FILE).exists():
         run = load_run(with_draws, bench.model)
         run = replace(run, posterior=None, config={**run.config, "method": "swa"})
     else:
@@ -215,11 +215,12 @@ def _make_swa(bench: Bench) -> Result:
     return Result(predict(run, bench.questions, progress=bench.progress), run, {"fit": run.seconds})
 
 
-SWA = Method("swa", "+ SWA", "SWA: mean of the weights along further training", _make_swa, stands_on="adamw")
+SWA = Method("swa", "+ SWA", "SWA: mean of the weights along further training", _make_swa, "adamw", True)
 SWAG = Method(
     "swag",
     "+ SWAG",
     "SWAG: Gaussian with the mean and covariance of the weights along further training",
     _make_swag,
     stands_on="adamw",
+    tunable=True,
 )

@@ -1,4 +1,4 @@
-"""The trainable weights of a model: which they are, what they are called, how they are read, set, reset and restored.
+"""The trainable weights of a model: which they are, what they are called, how they are read, set and restored.
 
 Everything that needs to know this asks here. The names are those under which PEFT saves the weights, without the
 adapter's own name, such as ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``.
@@ -13,10 +13,6 @@ from torch import Tensor, nn
 
 PREFIX = "base_model.model."  # what PEFT puts before the base model's own names
 GATED = ".parametrizations.weight.original"  # what torch calls a weight that gates are on
-HEAD = 0.02  # standard deviation of a new classifier's weights, as transformers has it for BERT and its kin
-
-
-# ---------------------------------------------------------------------------------------------------- which they are
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -32,14 +28,19 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     adapter = active_adapter(model)
     names = {id(p): name.removesuffix(f".{adapter}") for name, p in params.items()}  # AdaLoRA's are bare parameters
     if adapter is not None:
-        from peft import get_peft_model_state_dict
-
-        saved = get_peft_model_state_dict(model, params, adapter_name=adapter, save_embedding_layers=False)
-        names |= {id(p): name for name, p in saved.items()}
+        names |= _names_in_file(model, params, adapter)
     out = {names[id(p)].replace("_orig_mod.", "").replace(GATED, ".weight"): p for p in params.values()}
     if len(out) < len(params):
         raise ValueError("Two trainable weights have the same name: has a module the name of the adapter? Rename one.")
     return out
+
+
+def _names_in_file(model: nn.Module, params: dict[str, nn.Parameter], adapter: str) -> dict[int, str]:
+    """The parameters that PEFT would save (by their ids) → the names under which it would."""
+    from peft import get_peft_model_state_dict
+
+    saved = get_peft_model_state_dict(model, params, adapter_name=adapter, save_embedding_layers=False)
+    return {id(p): name for name, p in saved.items()}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -82,21 +83,14 @@ def check_saveable(model: nn.Module) -> None:
     kind = str(getattr(model.peft_config[adapter].peft_type, "value", model.peft_config[adapter].peft_type))
     if kind != "LORA":
         raise ValueError(f"The adapter {adapter!r} is of the kind {kind}: only LoRA can be finetuned here.")
-    from peft import get_peft_model_state_dict
-
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    saved = get_peft_model_state_dict(model, params, adapter_name=adapter, save_embedding_layers=False)
-    lost = sorted(params.keys() - {name for name, p in params.items() if any(p is q for q in saved.values())})
+    saved = _names_in_file(model, params, adapter)
+    lost = sorted(name for name, p in params.items() if id(p) not in saved)
     if lost:
         raise ValueError(
             f"{lost[0]} is trainable ({len(lost)} such tensors), and the adapter {adapter!r} would not save it: freeze "
             "it with requires_grad_(False), or name its module in LoraConfig(modules_to_save=[…])."
         )
-
-
-def changes_base(start: bool | str | None) -> bool:
-    """Whether LoRA with this ``init_lora_weights`` changes the base model's weights too, as PiSSA and OLoRA do."""
-    return str(start).startswith(("pissa", "olora", "corda", "loftq"))
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -119,7 +113,7 @@ def lora_linears(model: nn.Module) -> dict[str, nn.Linear]:
             and LoRA on a bare parameter do.
     """
     names = {id(p): name for name, p in trainable(model).items()}
-    plain = {m for _, owner in _lora_modules(model) if is_plain(owner) for m in owner.modules()}
+    plain = {m for _, owner in lora_modules(model) if is_plain(owner) for m in owner.modules()}
     found = {}
     for module in model.modules():
         name = names.get(id(getattr(module, "weight", None)))
@@ -160,7 +154,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraPair]:
         ValueError: there is no LoRA, or one that is not a plain pair of matrices.
     """
     found = {}
-    for name, module in _lora_modules(model):
+    for name, module in lora_modules(model):
         for adapter in module.active_adapters:
             pair = [members[adapter] for members in (module.lora_A, module.lora_B) if adapter in members]
             linear = len(pair) == 2 and all(isinstance(m, nn.Linear) for m in pair)
@@ -174,14 +168,14 @@ def lora_layers(model: nn.Module) -> dict[str, LoraPair]:
     return found
 
 
-def _lora_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def lora_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """PEFT's LoRA layers, known by what they hold."""
     return (
         (n, m) for n, m in unwrapped(model).named_modules() if hasattr(m, "lora_A") and hasattr(m, "active_adapters")
     )
 
 
-# ------------------------------------------------------------------------------------------- read, set, reset, restore
+# ------------------------------------------------------------------------------------------------ read, set, restore
 
 
 def read_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -198,58 +192,6 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     params = trainable(model)
     check_fit(params, weights)
     _write(params.values(), (weights[name] for name in params))
-
-
-def reset_lora(model: nn.Module, seed: int, *, fresh: bool = False) -> None:
-    """Give LoRA fresh weights (A Kaiming-uniform, B zero), so that runs on one model do not depend on each other.
-
-    A new classifier's head gets normal weights of standard deviation 0.02, and biases of 0. Everything else that is
-    trainable gets the values that it had when the model was first seen here: pretrained modules that PEFT saves along,
-    biases, and A and B whose start depends on the base model (PiSSA, OLoRA, LoftQ …). An adapter that
-    ``load_model(adapter=…)`` read from a file is not made fresh, unless ``fresh``: every run continues from it.
-    """
-    model, params = unwrapped(model), trainable(model)
-    first = vars(model).setdefault("_first_weights", {}).setdefault(active_adapter(model), {})
-    for name, p in params.items():
-        first.setdefault(name, p.detach().cpu().clone())
-    put_weights(model, {name: first[name] for name in params})
-    about = getattr(model, "description", {})
-    if about.get("adapter") and not fresh:
-        return
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same start on every device
-    start = getattr(model.peft_config[active_adapter(model)], "init_lora_weights", True) if params else True
-    with torch.no_grad():
-        for _, module in _lora_modules(model) if start in (True, "gaussian") else ():
-            for adapter in module.active_adapters:
-                _make_fresh(module, adapter, start, generator)
-        for name, p in model.named_parameters():
-            head, saved, _ = name.partition(".modules_to_save.")
-            if saved and p.requires_grad and head.rsplit(".", 1)[-1] in about.get("new", ()):
-                p.copy_(HEAD * torch.randn(p.shape, generator=generator) if p.dim() > 1 else torch.zeros(p.shape))
-
-
-def _make_fresh(module: nn.Module, adapter: str, start: bool | str, generator: torch.Generator) -> None:
-    """One layer's A, B and what goes with them, as PEFT starts them."""
-    if adapter in module.lora_A:
-        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-        if start == "gaussian":
-            a.copy_(torch.randn(a.shape, generator=generator) / module.r[adapter])
-        else:
-            a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape), a=5**0.5, generator=generator))
-        b.zero_()
-        if getattr(module.lora_B[adapter], "bias", None) is not None:
-            module.lora_B[adapter].bias.zero_()
-    if adapter in getattr(module, "lora_embedding_A", {}):
-        module.lora_embedding_A[adapter].zero_()
-        b = module.lora_embedding_B[adapter]
-        b.copy_(torch.randn(b.shape, generator=generator))
-    if adapter in getattr(module, "lora_magnitude_vector", {}):  # DoRA: the norms of the base weights, because BA = 0
-        from peft.utils.integrations import dequantize_module_weight
-
-        dora, scale = module.lora_magnitude_vector[adapter], module.scaling[adapter]
-        base = dequantize_module_weight(module.get_base_layer()).to(dora.weight.device)
-        delta = b @ a if a.dim() == b.dim() == 2 else torch.zeros_like(base)
-        dora.weight.copy_(dora.get_weight_norm(base, delta, scale).view_as(dora.weight))
 
 
 @contextmanager

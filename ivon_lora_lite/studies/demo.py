@@ -148,7 +148,8 @@ class Clock:
 
 def _checked(out: Path, taus: Sequence[float]) -> set[float]:
     """The temperatures to sample at; refuses a folder with other files and a τ outside its range."""
-    if out.exists() and any(out.iterdir()) and not (out / METRICS_FILE).exists():
+    others = [path for path in out.iterdir() if path.name != LOCK] if out.exists() else []
+    if others and not (out / METRICS_FILE).exists():
         raise FileExistsError(f"{out} holds other files: choose another folder with --out.")
     taus = {0.0, 1.0, *taus}
     if not all(0 <= tau < float("inf") for tau in taus):

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..files import read_json, write_json
@@ -18,25 +20,32 @@ SETTINGS = "settings.json"
 STATE = "trainer_state.json"  # the Trainer writes it last
 
 
-def continue_from(
-    folder: str | os.PathLike, config: dict, files: Sequence[str], saves: bool, resume: bool
-) -> str | None:
-    """The checkpoint from which a run goes on, or None; from now on the folder's checkpoints are this run's.
+@contextmanager
+def checkpoints(
+    folder: str | os.PathLike | None, config: dict, files: Sequence[str], saves: bool, resume: bool
+) -> Iterator[tuple[str, str | None]]:
+    """The folder for a run's checkpoints (within the context a temporary one, if there is none), and where it goes on.
 
     Args:
         folder, config, files: as in :func:`last_checkpoint`.
-        saves: whether the run will write checkpoints.
+        saves: whether the run will write checkpoints: from now on those in the folder are its own.
         resume: whether it goes on from one.
 
     Raises:
-        ValueError: another run's checkpoints are there, or, without ``resume``, any.
+        ValueError: another run's checkpoints are there, or, without ``resume``, any; or there is no folder for them.
     """
+    if folder is None:
+        if saves or resume:
+            raise ValueError("Checkpoints need a folder: give output_dir.")
+        with tempfile.TemporaryDirectory() as temporary:
+            yield temporary, None
+        return
     if saves and not resume and any(Path(folder).glob("checkpoint-*")):
         raise ValueError(f"{folder} holds checkpoints: use resume=True to go on from them, or another folder.")
     last = last_checkpoint(folder, config, files) if resume else None
     if saves:
         remember(folder, config)
-    return None if last is None else str(last)
+    yield str(folder), None if last is None else str(last)
 
 
 def last_checkpoint(folder: str | os.PathLike, config: dict, files: Sequence[str] = ()) -> Path | None:

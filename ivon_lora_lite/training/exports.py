@@ -5,21 +5,18 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..evaluation import Trained
 from ..files import whole_folder
 from ..language import tokenizer_of
 from ..posterior import active_adapter, applied_weights, unwrapped
 from .card import CARD
 from .folders import ADAPTER, check_free
 
-if TYPE_CHECKING:
-    from .run import Run
 
-
-def save_draw(run: Run, folder: str | os.PathLike, seed: int = 0, tau: float = 1.0) -> Path:
+def save_draw(run: Trained, folder: str | os.PathLike, seed: int = 0, tau: float = 1.0) -> Path:
     """Write one draw as a plain PEFT adapter, which any program that reads PEFT can load beside the mean.
 
     Args:
@@ -40,7 +37,7 @@ def save_draw(run: Run, folder: str | os.PathLike, seed: int = 0, tau: float = 1
     return folder
 
 
-def merge(run: Run, folder: str | os.PathLike, seed: int | None = None, tau: float = 1.0) -> Path:
+def merge(run: Trained, folder: str | os.PathLike, seed: int | None = None, tau: float = 1.0) -> Path:
     """Write a plain transformers model and its tokenizer, with LoRA at the mean merged in, or a draw of it.
 
     Args:

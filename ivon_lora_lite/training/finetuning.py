@@ -6,7 +6,6 @@ the questions, and runs AdamW the same way for comparison.
 
 import math
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -21,7 +20,7 @@ from transformers import trainer as transformers_trainer
 from ..language import Question, Task, answer_logits, answer_loss, collate, description_of, format_named, tokenizer_of
 from ..posterior import GaussianPosterior, check_saveable, put_weights, read_weights, reset_lora, unwrapped
 from .callbacks import Bar, Evaluation
-from .checkpoints import continue_from, fingerprint
+from .checkpoints import checkpoints, fingerprint
 from .presets import check_settings, completed, hyperparameters, run_options
 from .run import Run
 from .trainer import IVONTrainer
@@ -130,34 +129,20 @@ def finetune(
     if attachments and (save_every or resume):
         raise ValueError("Runs with gates or other attachments write no checkpoints: leave save_every and resume out.")
     config = {
-        "task": name,
-        "optimizer": optimizer,
-        "steps": steps,
-        "seed": seed,
-        "batch_size": batch_size,
-        "accumulation": accumulation,
-        "train_size": len(questions),
-        "format": format,
-        "schedule": schedule,
+        "task": name, "optimizer": optimizer, "steps": steps, "seed": seed, "batch_size": batch_size,
+        "accumulation": accumulation, "train_size": len(questions), "format": format, "schedule": schedule,
         "continued": start is not None,
         "settings": completed(hyperparameters(optimizer, preset, name, steps) | settings, len(questions)),
         "model": description_of(model),
         "questions": fingerprint(questions),
-    }
-    if isinstance(task, Task) and task.data:
-        config["data"] = task.data
-    if format == "class":
-        config["classes"] = list(questions[0].choices)
+        **({"data": task.data} if isinstance(task, Task) and task.data else {}),
+        **({"classes": list(questions[0].choices)} if format == "class" else {}),
+    }  # fmt: skip
     with ExitStack() as stack:
         evaluation = Evaluation(held_out, format, eval_every) if eval_every else None
         callbacks = [*([evaluation] if evaluation else []), *callbacks]
-        if output_dir is None:
-            if save_every or resume:
-                raise ValueError("Checkpoints need a folder: give output_dir.")
-            folder, last = stack.enter_context(tempfile.TemporaryDirectory()), None
-        else:
-            files = [c.file for c in callbacks if hasattr(c, "file")]
-            folder, last = str(output_dir), continue_from(output_dir, config, files, bool(save_every), resume)
+        files = [c.file for c in callbacks if hasattr(c, "file")]
+        folder, last = stack.enter_context(checkpoints(output_dir, config, files, save_every > 0, resume))
         reset_lora(model, seed)
         if start is not None:
             put_weights(model, start)

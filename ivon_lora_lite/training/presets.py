@@ -83,11 +83,12 @@ def check_settings(optimizer: str, settings: Mapping) -> None:
 
 
 def completed(settings: dict, questions: int) -> dict:
-    """Settings whose λ is a number: ``ess="sqrt"`` is 5000 √N for N training questions.
+    """Settings as plain numbers, NumPy's too, and λ as one: ``ess="sqrt"`` is 5000 √N for N training questions.
 
     Raises:
         ValueError: λ is another word.
     """
+    settings = {name: value.item() if hasattr(value, "item") else value for name, value in settings.items()}
     ess = settings.get("ess")
     if not isinstance(ess, str):
         return settings

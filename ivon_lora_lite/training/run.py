@@ -120,15 +120,12 @@ def started_from(run: Run) -> dict[str, Tensor]:
         ValueError: it continued from weights that are not known any more, or its start changed a base model that is
             not at hand as it was.
     """
-    loaded, own = description_of(run.model).get("adapter"), run.config["model"].get("adapter")
-    config = unwrapped(run.model).peft_config[active_adapter(run.model)]
-    if (
-        run.config.get("continued")
-        or (own and own != loaded)
-        or (loaded and not own and changes_base(config.init_lora_weights))
-    ):
+    read, own = description_of(run.model).get("adapter"), run.config["model"].get("adapter")
+    start, params = unwrapped(run.model).peft_config[active_adapter(run.model)].init_lora_weights, trainable(run.model)
+    by_seed = start in (True, "gaussian") and all(".lora_" in name for name in params)
+    if run.config.get("continued") or (own and own != read) or (read and not own and not by_seed):
         raise ValueError("The weights from which this run was trained are not known any more.")
-    with restored(trainable(run.model).values()):
+    with restored(params.values()):
         reset_lora(run.model, run.config["seed"], fresh=own is None)
         return read_weights(run.model)
 

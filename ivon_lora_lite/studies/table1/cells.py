@@ -82,7 +82,7 @@ class Context:
 
         return Bench(
             self.model, self.task, self.settings, cell.seeds, tuple(self.run(base) for base in cell.base()), folder,
-            finished, self.out / ".checkpoints" / cell.task / cell.method / f"seed{cell.seed}",
+            finished, cell.folder(self.out / ".checkpoints"),
             tuple(q for questions in self.shifted.values() for q in questions), self.chosen(cell), self.progress,
         )  # fmt: skip
 
@@ -101,8 +101,7 @@ class Context:
 
     def chosen(self, cell: Cell) -> dict:
         """Settings that replace the defaults of a cell's method on its task."""
-        by_method = next((v for task, v in self.settings.chosen.items() if full_name(task) == full_name(cell.task)), {})
-        return dict(by_method.get(cell.method, {}))
+        return self.settings.chosen_for(cell.task, cell.method)
 
 
 @lru_cache(maxsize=1)

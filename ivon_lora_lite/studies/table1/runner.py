@@ -104,12 +104,15 @@ def run_table(
     for task, by_method in settings.chosen.items():
         full_name(task)
         known(by_method)
+        fixed = [method for method, values in by_method.items() if values and not METHODS[method].tunable]
+        if fixed:
+            raise ValueError(f"{fixed[0]} has no settings to choose: leave it out of those for {task}.")
     chains = plan(tasks, methods, seeds)
     _check_bases(out, chains)
     everything = [cell for chain in chains for cell in chain]
     for task in dict.fromkeys(tasks):
         context = Context(out, task, settings, hub)
-        for cell in everything:
+        for cell in dict.fromkeys(each for one in everything for each in (one, *one.base())):
             if cell.task == task and _finished(out, cell):
                 _check_settings(context, cell)
     todo = [[cell for cell in chain if not _finished(out, cell)] for chain in chains]
