@@ -40,7 +40,7 @@ from .metrics import (
     nll,
     reliability,
 )
-from .prediction import Asked, Batches, Trained, asked_of, evaluating, predict
+from .prediction import Asked, Batches, Trained, asked_of, predict
 from .scores import Predictions, Scores, score
 from .stacking import can_stack, stacked
 from .sweep import TauSweep, choose_tau, tau_sweep

@@ -19,7 +19,8 @@ COVERAGE = 0.8  # at which accuracy is reported
 def doubts(predictions: Predictions) -> dict[str, Tensor]:
     """name → ``[N]``: 1 − confidence and entropy of the average over draws, and the draws' mutual information."""
     probs = predictions.ensemble().double()
-    values = 1 - probs.max(-1).values, entropy(probs), predictions.mutual_information().double()
+    others = probs.scatter(-1, probs.argmax(-1, keepdim=True), 0.0).sum(-1)  # 1 − confidence, exact where it is small
+    values = others, entropy(probs), predictions.mutual_information().double()
     return dict(zip(DOUBTS, values))
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..language import Question, answer_logits, format_named
+from ..language import Question, answer_logits, evaluating, format_named
 from ..posterior import applied_weights, lora_linears
-from .prediction import Batches, evaluating
+from .prediction import Batches
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # name → inputs x [T, in], gradients g [C, T, out]
 Visit = Callable[[int, Tensor, Factors], None]
@@ -51,7 +51,8 @@ def visit_gradients(
         format, batch_size, progress: as in :func:`predict`.
 
     Raises:
-        ValueError: there are no questions, or something else than LoRA's A and B is trainable.
+        ValueError: there are no questions, something else than LoRA's A and B is trainable, or one of them is applied
+            twice, not at all, or not to every token.
     """
     if not questions:
         raise ValueError("There are no questions to differentiate at.")
@@ -77,6 +78,13 @@ def _visit_batch(
     finally:
         for hook in hooks:
             hook.remove()
+    if f.isnan().any() or (f == torch.inf).any():
+        raise FloatingPointError("The model's answer logits are not finite: its weights are broken.")
+    rows = format_named(format).shape(model, batch)[0]
+    for name, module in modules.items():
+        x = seen[module][0] if module in seen else None
+        if x is None or x.dim() != 3 or len(x) != rows:
+            raise ValueError(f"{name} is not applied to every token of a batch: its Jacobian is not known, use draws.")
     outputs = [seen[module][1] for module in modules.values()]
     # a question's tokens do not attend to another question: one backward pass gives the gradients of the whole batch
     grads = [

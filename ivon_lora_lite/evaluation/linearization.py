@@ -66,8 +66,8 @@ class Linearized:
         return out / (POINTS / 2)
 
     def probabilities(self, tau: float = 1.0) -> Tensor:
-        """Predictive probabilities at τ ≥ 0, ``[N, C]``."""
-        return self._halves(tau).mean(0).float()
+        """Predictive probabilities at τ ≥ 0, ``[N, C]`` in fp64."""
+        return self._halves(tau).mean(0)
 
     def error(self, tau: float = 1.0) -> float:
         """How wrong the integral may be: half of the largest difference of a probability between the points' halves."""

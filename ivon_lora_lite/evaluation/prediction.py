@@ -4,15 +4,15 @@ One draw serves the whole set of questions, and the same seed gives the same ε 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..language import Question, answer_logits, collate, tokenizer_of
-from ..posterior import Posterior, applied_weights
+from ..language import Question, answer_logits, collate, evaluating, format_named, known_exact, tokenizer_of
+from ..posterior import Posterior, applied_weights, unwrapped
 from .scores import Predictions
 from .stacking import can_stack, stacked
 
@@ -120,6 +120,8 @@ class Batches:
         self.indices = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         tokenizer = tokenizer_of(model)
         self.batches = [collate([questions[i] for i in index], tokenizer, format) for index in self.indices]
+        for batch in self.batches:  # whether an unknown kind may be packed is found out now, before anything is hooked
+            format_named(format).shape(model, batch)
 
     def logits(self, context: Callable[[], AbstractContextManager] = nullcontext, progress: bool = False) -> Tensor:
         """Logits ``[N, C]`` on the CPU, in evaluation mode, within ``context()``."""
@@ -131,7 +133,7 @@ class Batches:
         """Logits ``[S, N, C]`` of the draws with these seeds, ``together`` of them in one forward pass."""
         if together < 1:
             raise ValueError(f"draws_per_pass is {together}; expected at least 1.")
-        if together == 1 or len(seeds) == 1 or not can_stack(self.model):
+        if together == 1 or len(seeds) == 1 or not self._stacks(posterior.mean):
             return torch.stack(
                 [self.logits(lambda s=s: posterior.applied(self.model, s, tau), progress) for s in seeds]
             )
@@ -141,6 +143,26 @@ class Batches:
                 chosen = [posterior.sample(s, tau) for s in seeds[first : first + together]]
                 parts.append(self._run(lambda d=chosen: stacked(self.model, d), len(chosen), progress))
         return torch.cat(parts)
+
+    def _stacks(self, mean: Mapping[str, Tensor]) -> bool:
+        """Whether draws that share a pass give what each alone gives; of an unknown kind of model, found out once."""
+        if not can_stack(self.model) or known_exact(self.model):
+            return can_stack(self.model)
+        store = vars(unwrapped(self.model))
+        if "_stacks" not in store:
+            generator = torch.Generator().manual_seed(0)
+            two = [{n: m + 0.1 * torch.randn(m.shape, generator=generator) for n, m in mean.items()} for _ in range(2)]
+
+            def logits(context: AbstractContextManager, copies: int) -> Tensor:
+                with evaluating(self.model), context, torch.no_grad():
+                    return answer_logits(self.model, self.batches[0], self.format, copies)
+
+            try:
+                alone = torch.cat([logits(applied_weights(self.model, weights), 1) for weights in two])
+                store["_stacks"] = torch.allclose(logits(stacked(self.model, two), 2), alone, atol=1e-3)
+            except RuntimeError:  # a layer sees something else than the batch's rows
+                store["_stacks"] = False
+        return store["_stacks"]
 
     def _run(self, context: Callable[[], AbstractContextManager], copies: int, progress: bool) -> Tensor:
         out = torch.full((copies, len(self.labels), self.choices), -torch.inf)
@@ -160,14 +182,3 @@ class Batches:
         from tqdm.auto import tqdm
 
         yield from tqdm(list(zip(self.indices, self.batches)), desc=what, leave=False, disable=not progress)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context the model is in evaluation mode; afterwards as before."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -56,8 +56,8 @@ class Predictions:
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax of every draw, ``[S, N, C]``."""
-        return self.logits.softmax(-1)
+        """Softmax of every draw, ``[S, N, C]``, in fp64: in fp32 large differences of logits would become ties."""
+        return self.logits.double().softmax(-1)
 
     def ensemble(self, samples: int | None = None) -> Tensor:
         """Average of the probabilities of the first ``samples`` draws (default: all), ``[N, C]``."""

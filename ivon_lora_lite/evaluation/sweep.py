@@ -73,7 +73,7 @@ class TauSweep:
         Where fewer were made, the last entries are the ensemble of all of them.
         """
         count = torch.arange(1, self.samples + 1).view(-1, 1, 1)
-        averages = self.logits.softmax(-1).cumsum(1) / count
+        averages = self.logits.double().softmax(-1).cumsum(1) / count
         for t, made in enumerate(self.drawn):
             averages[t, made:] = averages[t, made - 1]
         return averages
@@ -163,6 +163,7 @@ def tau_sweep(
     linear: Linearized | None = None,
     format: str | None = None,
     batch_size: int = 8,
+    draws_per_pass: int = 5,
     progress: bool = False,
     metadata: dict | None = None,
 ) -> TauSweep:
@@ -176,7 +177,7 @@ def tau_sweep(
         taus: temperatures, τ ≥ 0.
         samples: draws S per temperature; draw s uses seed + s, as in :func:`predict`.
         elsewhere: draws at temperatures other than 1, if fewer will do there: the curve between costs less.
-        seed, posterior, format, batch_size, progress: as in :func:`predict`.
+        seed, posterior, format, batch_size, draws_per_pass, progress: as in :func:`predict`.
         linear: a linearised Gaussian to keep beside the draws.
         metadata: facts to keep with it.
     """
@@ -192,7 +193,8 @@ def tau_sweep(
     taus = tuple(sorted({float(tau) for tau in taus}))
     rows, counts = [], tuple(1 if tau == 0 else samples if tau == 1 else elsewhere for tau in taus)
     for tau, count in zip(taus, counts):
-        made = batches.draws(asked.posterior, [seed + s for s in range(count)], tau, progress=progress)
+        seeds = [seed + s for s in range(count)]
+        made = batches.draws(asked.posterior, seeds, tau, draws_per_pass, progress)
         rows.append(made[torch.arange(samples) % count])  # [S, N, C]
     facts = {"samples": samples, "seed": seed, **(metadata or {})}
     return TauSweep(taus, torch.stack(rows), batches.labels, linear, facts, counts)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..evaluation import Trained, evaluating
-from ..language import precision, tokenizer_of
+from ..evaluation import Trained
+from ..language import evaluating, precision, token_ids, tokenizer_of
 from ..posterior import applied_weights, unwrapped
 
 Prompt = str | Sequence[dict]  # a text, or messages of a chat
@@ -99,13 +99,17 @@ def generate(
         options: of transformers' ``generate``; by default greedy, with at most 64 new tokens.
 
     Raises:
-        ValueError: there are no prompts; ``chat=True`` with a tokenizer that has no chat template.
+        ValueError: there are no prompts, or one that is in no list; several texts a draw are asked for; ``chat=True``
+            with a tokenizer that has no chat template.
     """
-    if not prompts:
-        raise ValueError("There are no prompts.")
+    if not prompts or isinstance(prompts, str):
+        raise ValueError(f"prompts is {prompts!r}; expected a list with at least one prompt.")
+    if options.get("num_return_sequences", 1) != 1:
+        raise ValueError("A draw writes one text: leave num_return_sequences out, and set samples.")
     model, tokenizer = unwrapped(run.model), tokenizer_of(run.model)
     rows = [prompt_tokens(tokenizer, prompt, chat) for prompt in prompts]
-    settings = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": pad_of(tokenizer), **options}
+    usual = {} if "generation_config" in options else {"max_new_tokens": 64, "do_sample": False}
+    settings = {**usual, "pad_token_id": pad_of(tokenizer), **options}
     count = samples if run.posterior is not None else 0
     contexts = [(seed, applied_weights(model, run.weights))]
     contexts += [(seed + s, run.posterior.applied(model, seed + s, tau)) for s in range(count)]
@@ -121,7 +125,7 @@ def generate(
                 ]
             )
     out = []
-    for prompt, (at_mean, *texts) in zip(prompts, zip(*written)):
+    for prompt, (at_mean, *texts) in zip(prompts, zip(*written), strict=True):
         chosen, agreement = consensus(texts, utility) if texts else (0, 1.0)
         out.append(Generated(prompt, at_mean, tuple(texts), chosen, agreement))
     return out
@@ -132,7 +136,7 @@ def prompt_tokens(tokenizer, prompt: Prompt, chat: bool | None = None) -> list[i
     has = tokenizer.chat_template is not None
     if isinstance(prompt, str):
         if not (has if chat is None else chat):
-            return tokenizer(prompt)["input_ids"]
+            return token_ids(tokenizer, prompt)
         prompt = [{"role": "user", "content": prompt}]
     if not has:
         raise ValueError("This tokenizer has no chat template: give the prompt as a text, with chat=False.")
@@ -156,4 +160,5 @@ def _written(model: nn.Module, rows: list[list[int]], settings: dict) -> list[st
         out: Tensor = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **settings
         )  # [rows, length + new]
-    return [text.strip() for text in tokenizer_of(model).batch_decode(out[:, length:], skip_special_tokens=True)]
+    # a space in front belongs to the first token
+    return [text.rstrip() for text in tokenizer_of(model).batch_decode(out[:, length:], skip_special_tokens=True)]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..evaluation import Trained, entropy, evaluating
-from ..language import precision, tokenizer_of
+from ..evaluation import Trained, entropy
+from ..language import evaluating, precision, tokenizer_of
 from ..posterior import unwrapped
 from .texts import Prompt, prompt_tokens
 

@@ -8,9 +8,19 @@
 * `accessors.py`: the tokenizer and the description that are kept with a model.
 """
 
-from .accessors import description_of, tokenizer_of
+from .accessors import description_of, evaluating, tokenizer_of
 from .adapters import LoraSettings, default_targets
-from .formats import FORMATS, Format, answer_logits, answer_loss, collate, format_named, precision
+from .formats import (
+    FORMATS,
+    Format,
+    answer_logits,
+    answer_loss,
+    collate,
+    format_named,
+    known_exact,
+    precision,
+    token_ids,
+)
 from .hardware import DTYPES
 from .locating import EMBEDDED, HUB_ID, embedded_file
 from .models import load_model

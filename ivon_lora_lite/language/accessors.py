@@ -1,7 +1,10 @@
-"""What this package keeps with a model: its tokenizer, and a description of how it was loaded.
+"""What this package keeps with a model: its tokenizer, and a description of how it was loaded; and its mode.
 
 :func:`load_model` sets both. For a PEFT model of your own, set ``model.tokenizer``; the description may be missing.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -21,6 +24,18 @@ def tokenizer_of(model: nn.Module):
             "the model with load_model, which does."
         )
     return tokenizer
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context the model is in evaluation mode; afterwards each of its parts is in its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def description_of(model: nn.Module) -> dict:

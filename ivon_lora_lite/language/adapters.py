@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ..files import first_line
+from ..files import first_line, read_json
 from ..posterior import PREFIX, check_saveable, trainable
 
 # query and value projections; PEFT knows them for most architectures, these it lacks or splits differently
@@ -31,13 +31,14 @@ class LoraSettings:
         r: rank.
         alpha: α of the scale α/r; default: 2r, so that the scale does not depend on the rank.
         dropout: of LoRA's input, in training.
-        targets: names of the layers; default: the architecture's query and value projections.
+        targets: names of the layers, or one text as PEFT has it: a regular expression, or ``"all-linear"``. Default:
+            the architecture's query and value projections.
     """
 
     r: int = 8
     alpha: float | None = None
     dropout: float = 0.1
-    targets: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | str | None = None
 
     def __post_init__(self) -> None:
         if self.alpha is None:
@@ -67,18 +68,31 @@ def peft_config(base: nn.Module, settings: LoraSettings, kind: str = "CAUSAL_LM"
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(settings.targets) if settings.targets else default_targets(base),
+        target_modules=_listed(settings.targets) or default_targets(base),
         task_type=kind,
         modules_to_save=list(head) or None,
     )
 
 
-def settings_of(model: nn.Module, given: LoraSettings | None) -> dict:
+def settings_of(model: nn.Module) -> dict:
     """The settings that the adapter really has, which may come from a file."""
     config = model.peft_config[model.active_adapter]
-    targets = given.targets if given else config.target_modules
-    settings = asdict(LoraSettings(config.r, config.lora_alpha, config.lora_dropout))
-    return settings | {"targets": sorted(targets) if targets else None}
+    settings = LoraSettings(config.r, config.lora_alpha, config.lora_dropout, config.target_modules)
+    return asdict(settings) | {"targets": _listed(settings.targets)}
+
+
+def settings_in(folder: str | os.PathLike) -> LoraSettings | None:
+    """Rank and targets of an adapter's folder, for what a model needs; None if they cannot be read here."""
+    try:
+        about = read_json(Path(folder) / "adapter_config.json")
+        return LoraSettings(about["r"], about["lora_alpha"], targets=about["target_modules"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _listed(targets: str | Sequence[str] | None) -> str | list[str] | None:
+    """A pattern as it is, names in order."""
+    return targets if isinstance(targets, str) else sorted(targets) if targets else None
 
 
 def load_adapter(base: nn.Module, folder: str | os.PathLike) -> nn.Module:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..posterior import lora_parameters
-from .adapters import LoraSettings, load_adapter, peft_config, settings_of
+from .adapters import LoraSettings, load_adapter, peft_config, settings_in, settings_of
 from .dequantised import dequantised
 from .hardware import DTYPES, native_dtype, resolve
 from .locating import EMBEDDED, HUB_ID, embedded_file, locate, not_found, quiet
@@ -61,6 +61,10 @@ def load_model(
     if labels is not None and labels < 2:
         raise ValueError(f"labels is {labels}; a classifier needs at least 2.")
     quantize, dtype, device = resolve(quantize, dtype, device)
+    if adapter is not None:
+        if lora is not None:
+            raise ValueError("An adapter has settings of its own: leave lora out, or adapter.")
+        lora = settings_in(adapter)
     check_model(name, quantize=quantize, dtype=dtype, device=device, lora=lora)
     torch_dtype = native_dtype(device) if dtype == "auto" else DTYPES[dtype]
     base, tokenizer, head = _load_base(name, torch_dtype, quantize, device, labels, progress)
@@ -71,6 +75,8 @@ def load_model(
         model = _with_lora(base, lora or LoraSettings(), "CAUSAL_LM" if labels is None else "SEQ_CLS", head)
         if name == EMBEDDED:  # so that plain PEFT finds the base model of a saved adapter on any machine
             model.peft_config["default"].base_model_name_or_path = HUB_ID
+    for parameter in lora_parameters(model):
+        parameter.data = parameter.data.float()
     # a question that is too long is refused where it is tokenised
     context = getattr(base.config, "max_position_embeddings", None) or tokenizer.model_max_length
     tokenizer.model_max_length = min(tokenizer.model_max_length, context)
@@ -79,7 +85,7 @@ def load_model(
         "name": str(Path(name).resolve()) if Path(name).is_dir() else name,
         "dtype": str(torch_dtype).removeprefix("torch."),
         "quantize": quantize,
-        "lora": settings_of(model, lora),
+        "lora": settings_of(model),
         **({} if labels is None else {"labels": labels, "new": head}),
         **({} if adapter is None else {"adapter": str(Path(adapter).resolve())}),
         "gradient_checkpointing": gradient_checkpointing,
@@ -139,15 +145,12 @@ def _prepared(base: nn.Module, quantize: str | None, device: str, gradient_check
 
 
 def _with_lora(base: nn.Module, settings: LoraSettings, kind: str, head: list[str]) -> nn.Module:
-    """The base with new LoRA weights, in fp32."""
+    """The base with new LoRA weights."""
     import peft
 
     with warnings.catch_warnings():  # PEFT asks under a name that transformers has renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        model = peft.get_peft_model(base, peft_config(base, settings, kind, head))
-    for parameter in lora_parameters(model):
-        parameter.data = parameter.data.float()
-    return model
+        return peft.get_peft_model(base, peft_config(base, settings, kind, head))
 
 
 def _new_modules(base: nn.Module, missing: Iterable[str]) -> list[str]:

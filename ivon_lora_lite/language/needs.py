@@ -6,6 +6,8 @@ a gated model without a token. :func:`check_model` says all of it in one sentenc
 imported: on a machine without CUDA its import may fail or warn.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +75,7 @@ def memory_of(
         causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSequenceClassification
         model = kind.from_config(config)
-    targets = set(settings.targets or default_targets(model))
+    targets = settings.targets or default_targets(model)
     output = model.get_output_embeddings()
     base, adapter, quantized = 0, 0, set()
     for name, module in model.named_modules():
@@ -85,11 +87,18 @@ def memory_of(
             count = weight.numel()
             base += count + 4 * rows if quantize == "8bit" else count // 2 + 4 * -(-count // BLOCK)
             quantized.add(id(weight))
-        if name.rsplit(".", 1)[-1] in targets:
+        if targets == "all-linear" and module is not output or _is_target(name, targets):
             adapter += settings.r * sum(module.weight.shape)
     size = 4 if quantize else dtype.itemsize
     base += sum(p.numel() * size for p in model.parameters() if id(p) not in quantized)
     return Memory(base, 4 * adapter, STATE[optimizer] * adapter, sum(p.numel() for p in model.parameters()))
+
+
+def _is_target(name: str, targets: str | Sequence[str]) -> bool:
+    """Whether PEFT would put LoRA on a layer: a pattern fits its whole name, or one of the names is its end."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def check_model(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..language import evaluating
 from ..posterior import GaussianPosterior, applied_weights, lora_parameters, read_weights, restored, trainable
 from ..training import choose_sigma
 from .laplace_approximation import prior_precision
@@ -60,9 +61,7 @@ def fit_posterior(
     parts = list(batches)
     if not parts:
         raise ValueError("There are no batches to fit the posterior to.")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         if method == "tfb":
             return _tfb(model, loss, parts, tolerance, samples, seed)
         if method == "laplace_diag":
@@ -71,9 +70,6 @@ def fit_posterior(
             lambda: _finite(_mean_loss(model, loss, parts)), lora_parameters(model), target, draws=samples, seed=seed
         )
         return GaussianPosterior.isotropic(model, sigma**2, method=method, cost=cost)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _tfb(model: nn.Module, loss: Loss, parts: list, tolerance: float, samples: int, seed: int) -> GaussianPosterior:

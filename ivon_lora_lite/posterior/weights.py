@@ -187,10 +187,12 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Put named weights into a model to stay.
 
     Raises:
-        ValueError: names or shapes do not fit the model's trainable parameters.
+        ValueError: names or shapes do not fit the model's trainable parameters, or the adapter is merged.
     """
     params = trainable(model)
     check_fit(params, weights)
+    if any(getattr(module, "merged", False) for _, module in lora_modules(model)):
+        raise ValueError("The adapter is merged into the base model, where its weights have no effect: unmerge it.")
     _write(params.values(), (weights[name] for name in params))
 
 

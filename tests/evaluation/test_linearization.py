@@ -261,7 +261,7 @@ def test_rows_sum_to_one_and_absent_choices_have_nothing(llama, questions, forma
     line = linearized(llama, questions, posterior=gaussian(llama, sigma=0.1), format=format)
     probs = line.probabilities(tau)
     assert torch.isfinite(probs).all()
-    torch.testing.assert_close(probs.sum(-1), torch.ones(len(questions)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(len(questions)).double(), atol=1e-5, rtol=0)
     for i, question in enumerate(questions):
         c = len(question.choices)
         assert (probs[i, :c] > 0).all() and (probs[i, c:] == 0).all()
@@ -332,12 +332,12 @@ def test_probabilities_are_smooth_in_tau(by_hand):
 
 
 def test_tau_zero_is_the_softmax_of_the_mean(by_hand):
-    torch.testing.assert_close(by_hand.probabilities(0.0), by_hand.mean.softmax(-1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(by_hand.probabilities(0.0), by_hand.mean.double().softmax(-1), atol=1e-6, rtol=0)
 
 
 def test_without_variance_every_tau_gives_the_means_probabilities(by_hand):
     point = Linearized(by_hand.mean, torch.zeros_like(by_hand.covariance), by_hand.labels)
-    torch.testing.assert_close(point.probabilities(3.0), by_hand.mean.softmax(-1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(point.probabilities(3.0), by_hand.mean.double().softmax(-1), atol=1e-6, rtol=0)
 
 
 def test_tau_scales_the_covariance(by_hand):

@@ -176,7 +176,7 @@ def test_prefix_averages_equal_explicit_means_for_each_number_of_draws():
     assert sweep.samples == 5
     for t, tau in enumerate(sweep.taus):
         for count in range(1, 6):
-            want = sum(sweep.logits[t, s].softmax(-1) for s in range(count)) / count
+            want = sum(sweep.logits[t, s].double().softmax(-1) for s in range(count)) / count
             torch.testing.assert_close(sweep.at(tau, count), want, atol=1e-6, rtol=0)
             torch.testing.assert_close(sweep.at(tau, count), sweep.predictions(tau, count).ensemble())
         assert torch.equal(sweep.at(tau), sweep.at(tau, 5))

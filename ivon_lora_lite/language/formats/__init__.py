@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..accessors import description_of
+from ...posterior import unwrapped
 from ..questions import Question
-from .base import Batch, Format, precision
+from .base import Batch, Format, precision, token_ids
 from .classes import ClassFormat
+from .kinds import known_exact
 from .letter import LetterFormat, answer_token
 from .text import TextFormat, block_mask
 
@@ -72,13 +73,15 @@ def answer_logits(model: nn.Module, batch: Batch, format: str = "text", copies: 
             another number of classes.
     """
     kind = format_named(format)
-    classifier = description_of(model).get("labels") is not None
+    inner = unwrapped(model)
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    classifier = type(base).__name__.endswith("ForSequenceClassification")
     if kind.classifier != classifier:
         is_, needs = ("a sequence classifier", "'class'") if classifier else ("a language model", "'text' or 'letter'")
         raise ValueError(f"The model is {is_}: it needs format={needs}. load_model(…, labels=N) makes a classifier.")
     if kind.marker not in batch:
         raise ValueError(f"This batch was not made with format={format!r}: give the same format to both.")
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    batch = {name: tensor.to(inner.device) for name, tensor in batch.items()}
     with precision(model):
         logits = kind.logits(model, batch, copies or 1)  # [R, B, C]
     return logits[0] if copies is None else logits

@@ -51,7 +51,7 @@ def precision(model: nn.Module) -> AbstractContextManager:
     """Autocast if the frozen base is 16-bit while LoRA's weights are fp32."""
     dtype = next(model.parameters()).dtype
     if dtype in (torch.bfloat16, torch.float16):
-        return torch.autocast(model.device.type, dtype)
+        return torch.autocast(next(model.parameters()).device.type, dtype)
     return nullcontext()
 
 
@@ -64,10 +64,10 @@ def token_ids(tokenizer, text: str, special: bool = True) -> list[int]:
 @lru_cache(maxsize=8)
 def appended(tokenizer) -> int:
     """How many tokens a tokenizer's template puts behind every text: nothing can follow an end-of-text token."""
-    one, two = (tokenizer(text)["input_ids"] for text in ("a a", "b b"))
-    plain = tokenizer("a a", add_special_tokens=False)["input_ids"]
-    same = next((n for n in range(len(one)) if one[-1 - n] != two[-1 - n]), len(one))
-    return min(same, max(len(one) - len(plain), 0))
+    whole, plain = (tokenizer("a a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    added = max(len(whole) - len(plain), 0)
+    before = next((n for n in range(added) if whole[n : n + len(plain)] == plain), added)
+    return added - before
 
 
 def continuation(tokenizer, prompt: str, start: list[int], choice: str) -> list[int]:

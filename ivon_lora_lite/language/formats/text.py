@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...posterior import unwrapped
+from ..accessors import evaluating
 from ..questions import Question
 from .base import Batch, Format, check_length, continuation, padded, token_ids
 from .kinds import TOLERANCE, known_exact, log_likelihoods, text_config, window
@@ -38,10 +39,13 @@ class TextFormat(Format):
 
     def packs(self, model: nn.Module, batch: Batch) -> bool:
         """Whether the packed row gives what one row a choice gives; of an unknown kind of model, found out once."""
-        sees = window(model)
-        if sees is not None and int(batch["position_ids"].max()) >= sees:
+        if unwrapped(model).config._attn_implementation not in ("sdpa", "eager"):  # flex and flash take no such mask
             return False
-        found = known_exact(model)
+        sees, found = window(model), known_exact(model)
+        # a window may count positions, or places in the row
+        furthest = int(batch["position_ids"].max()) if found else batch["input_ids"].shape[1]
+        if sees is not None and furthest >= sees:
+            return False
         if found is not None:
             return found
         store = vars(unwrapped(model))
@@ -61,15 +65,11 @@ class TextFormat(Format):
 
         batch = pack(made(12, 7), [made(6, 3, 9), made(2, 8)])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        training = model.training
-        model.eval()
         try:
-            with torch.no_grad():
+            with evaluating(model), torch.no_grad():
                 slow, fast = self.row_by_row(model, batch, 1), self.packed(model, batch, 1)
         except (TypeError, ValueError, RuntimeError):  # it does not take such a mask, or such positions
             return False
-        finally:
-            model.train(training)
         return torch.allclose(slow, fast, atol=TOLERANCE, rtol=0)
 
     def packed(self, model: nn.Module, batch: Batch, copies: int) -> Tensor:

@@ -23,7 +23,10 @@ def read_stems(source: str | Path) -> list[tuple[str, tuple[str, ...]]]:
         ValueError: a row has no question, or choices that cannot be read.
         FileNotFoundError: there is no such file.
     """
-    (rows,) = read(Path(source).expanduser()).values()
+    parts = read(Path(source).expanduser())
+    if len(parts) > 1:
+        raise ValueError(f"{source} is a folder with several files: name one of them.")
+    (rows,) = parts.values()
     if not rows:
         raise ValueError(f"{source} holds no rows.")
     columns = find_columns(source, list(rows[0]), None, None, None, with_answer=False)
@@ -59,7 +62,8 @@ def load_own(
         ]
         for split, part in parts.items()
     }
-    check_ids([row for part in rows.values() for row in part])
+    for part in rows.values():
+        check_ids(part)
     if columns.choices:
         kind, made = understood(rows, answer_as)
     else:

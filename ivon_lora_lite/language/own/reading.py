@@ -19,9 +19,12 @@ def _csv(path: Path) -> list[dict]:
         file.seek(0)
         mark = max((",", ";", "\t"), key=header.count)
         try:
-            rows = list(csv.DictReader(file, delimiter=mark, strict=True))
+            reader = csv.DictReader(file, delimiter=mark, strict=True)
+            names, rows = list(reader.fieldnames or ()), list(reader)
         except csv.Error as error:
             raise ValueError(f"{path} is no CSV that can be read: {error}.") from error
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{path} has several columns named {twice[0]!r}: give each a name of its own.")
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             count = len(row) - (None in row) + len(row.get(None, ())) - list(row.values()).count(None)
@@ -34,7 +37,7 @@ def _csv(path: Path) -> list[dict]:
 
 def _jsonl(path: Path) -> list[dict]:
     rows = []
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -70,12 +73,19 @@ READERS: dict[str, Callable[[Path], list[dict]]] = {
 }  # fmt: skip
 
 
+def _rows(path: Path) -> list[dict]:
+    try:
+        return READERS[path.suffix.lower()](path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error.reason}): save it as CSV UTF-8.") from error
+
+
 def read(path: Path) -> dict[str, list[dict]]:
     """Split → rows; one file has the split ``""``."""
     if path.is_file():
         if path.suffix.lower() not in READERS:
             raise ValueError(f"{path} is of a kind that cannot be read here: use one of {', '.join(READERS)}.")
-        return {"": READERS[path.suffix.lower()](path)}
+        return {"": _rows(path)}
     if not path.is_dir():
         raise FileNotFoundError(f"There is no file {path}.")
     files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS]
@@ -85,7 +95,7 @@ def read(path: Path) -> dict[str, list[dict]]:
         if len(mine) > 1:
             raise ValueError(f"{path} has two files of the {split} split: {mine[0].name} and {mine[1].name}.")
         if mine:
-            found[split] = READERS[mine[0].suffix.lower()](mine[0])
+            found[split] = _rows(mine[0])
     missing = [split for split in ("train", "test") if split not in found]
     if missing:
         raise FileNotFoundError(

@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import dataclass
+from string import ascii_lowercase
 
 from ..questions import LETTERS
 
 QUESTION = ("question", "stem", "question_stem", "text", "sentence", "prompt")
 CHOICES = ("choices", "options")
 SINGLE = ("{}", "choice{}", "choice_{}", "option{}", "option_{}", "answer{}", "answer_{}")  # one column a choice
-COUNTED = ("abcdefgh", "12345678", "01234567")
+MARKS = (ascii_lowercase, *([str(first + k) for k in range(26)] for first in (1, 0)))
 ANSWER = ("answer", "label", "answerkey", "answer_key", "correct", "correct_answer", "target", "gold")
 
 
@@ -58,7 +59,7 @@ def find_columns(
 def _single(lower: dict[str, str]) -> list[str]:
     """Columns that hold a choice each, such as a, b, c or option1, option2."""
     for pattern in SINGLE:
-        for marks in COUNTED:
+        for marks in MARKS:
             names = [pattern.format(mark) for mark in marks]
             count = next((k for k, name in enumerate(names) if name not in lower), len(names))
             if count >= 2:
@@ -71,7 +72,10 @@ def read_row(where: str, number: int, split: str, row: dict, columns: Columns) -
     for name in (columns.question, *columns.choices, *answered):
         if name not in row:
             raise ValueError(f"{where}: {name!r} is missing; the row has {', '.join(map(str, row))}.")
-    stem, answer = text_of(row[columns.question]), text_of(row[columns.answer]) if answered else ""
+    stem, answer = text_of(row[columns.question]), row[columns.answer] if answered else ""
+    if isinstance(answer, float) and answer.is_integer():  # an index in a column of floats
+        answer = int(answer)
+    answer = text_of(answer)
     for name in (columns.question, *answered):
         if not text_of(row[name]):
             raise ValueError(f"{where}: {name!r} is empty.")
@@ -83,7 +87,7 @@ def read_row(where: str, number: int, split: str, row: dict, columns: Columns) -
 
 
 def text_of(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if value is None or value != value else str(value).strip()  # NaN is no text either
 
 
 def _choices(where: str, cells: list) -> tuple[tuple[str, ...], tuple[str, ...]]:
