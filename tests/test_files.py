@@ -4,6 +4,8 @@ import itertools
 import os
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 
 import pytest
 from safetensors import SafetensorError
@@ -89,6 +91,39 @@ def test_the_lock_of_a_process_that_was_killed_is_no_obstacle(tmp_path):
     (tmp_path / LOCK).write_text("")  # killed while it wrote
     with reserved(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", "null"])
+def test_a_lock_that_names_no_process_is_nobodys(text, tmp_path):
+    (tmp_path / LOCK).write_text(text)
+    with reserved(tmp_path):
+        assert str(os.getpid()) in (tmp_path / LOCK).read_text()
+
+
+def test_a_lock_that_was_left_behind_is_taken_by_one_process_only(tmp_path, monkeypatch):
+    (tmp_path / LOCK).write_text(f'{{"pid": {gone()}, "host": null}}')
+    plain = os.kill
+    with ExitStack() as stack:
+
+        def looks_slowly(pid, signal):  # meanwhile another one finds the same lock and takes it
+            monkeypatch.setattr(os, "kill", plain)
+            stack.enter_context(reserved(tmp_path))
+            plain(pid, signal)
+
+        monkeypatch.setattr(os, "kill", looks_slowly)
+        with pytest.raises(FileExistsError, match=f"process {os.getpid()}"), reserved(tmp_path):
+            raise AssertionError("not reached")
+        assert str(os.getpid()) in (tmp_path / LOCK).read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_just_being_written_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / LOCK).touch()
+    holder = f'{{"pid": {os.getpid()}, "host": null}}'
+    monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / LOCK).write_text(holder))
+    with pytest.raises(FileExistsError, match=f"process {os.getpid()}"), reserved(tmp_path):
+        raise AssertionError("not reached")
+    assert texts(tmp_path) == {LOCK: holder}
 
 
 def test_what_cannot_be_written_is_said_at_once(tmp_path):

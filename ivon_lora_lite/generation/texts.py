@@ -104,7 +104,8 @@ def generate(
     """
     if not prompts or isinstance(prompts, str):
         raise ValueError(f"prompts is {prompts!r}; expected a list with at least one prompt.")
-    if options.get("num_return_sequences", 1) != 1:
+    several = getattr(options.get("generation_config"), "num_return_sequences", None)
+    if (options.get("num_return_sequences") or several or 1) != 1:
         raise ValueError("A draw writes one text: leave num_return_sequences out, and set samples.")
     model, tokenizer = unwrapped(run.model), tokenizer_of(run.model)
     rows = [prompt_tokens(tokenizer, prompt, chat) for prompt in prompts]

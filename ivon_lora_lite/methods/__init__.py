@@ -17,7 +17,7 @@ notebooks follow.
 """
 
 from .adamw import ADAMW, EARLY
-from .base import Bench, Method, Result, Settings
+from .base import METRICS_FILE, Bench, Method, Result, Settings
 from .blob import BLOB, BLOB_MEAN, BlobSettings, blob
 from .deep_ensemble import ENSEMBLE, ensemble
 from .dropout import MC_DROPOUT, mc_dropout

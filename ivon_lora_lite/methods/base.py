@@ -11,6 +11,8 @@ from ..language import Question, Task, full_name
 from ..posterior import Posterior
 from ..training import Run
 
+METRICS_FILE = "metrics.json"  # in the folder of a method's result: its scores, and the settings that it was made with
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -10,10 +10,11 @@ from torch.optim.swa_utils import get_swa_multi_avg_fn
 from transformers import TrainerCallback
 
 from ..evaluation import predict
+from ..files import read_json
 from ..language import Question, Task
 from ..posterior import LowRankPosterior, trainable
 from ..training import RUN_FILE, Run, finetune, load_run
-from .base import Bench, Method, Result, numbers_per_weight
+from .base import METRICS_FILE, Bench, Method, Result, numbers_per_weight
 
 SMALLEST = 1e-30  # of Σ_d: rounding can make a variance of moments 0 or negative
 
@@ -206,8 +207,9 @@ def _make_swag(bench: Bench) -> Result:
 
 def _make_swa(bench: Bench) -> Result:
     """The mean of SWAG's Gaussian, if that is there with the same settings: the same weights; else trained on."""
-    with_draws, same = bench.finished("swag"), bench.settings.chosen_for(bench.task.name, "swag") == dict(bench.chosen)
-    if with_draws and same and (with_draws / RUN_FILE).exists():
+    with_draws = bench.finished("swag")
+    same = with_draws and read_json(with_draws / METRICS_FILE)["config"].get("chosen", {}) == dict(bench.chosen)
+    if same and (with_draws / RUN_FILE).exists():
         run = load_run(with_draws, bench.model)
         run = replace(run, posterior=None, config={**run.config, "method": "swa"})
     else:

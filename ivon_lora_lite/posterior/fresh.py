@@ -10,7 +10,7 @@ HEAD = 0.02  # standard deviation of a new classifier's weights, as transformers
 
 def changes_base(start: bool | str | None) -> bool:
     """Whether LoRA with this ``init_lora_weights`` changes the base model's weights too, as PiSSA and OLoRA do."""
-    return str(start).startswith(("pissa", "olora", "corda", "loftq"))
+    return str(start).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
 
 
 def reset_lora(model: nn.Module, seed: int, *, fresh: bool = False) -> None:
@@ -24,8 +24,9 @@ def reset_lora(model: nn.Module, seed: int, *, fresh: bool = False) -> None:
     model, params = unwrapped(model), trainable(model)
     first = vars(model).setdefault("_first_weights", {}).setdefault(active_adapter(model), {})
     for name, p in params.items():
-        first.setdefault(name, p.detach().cpu().clone())
-    put_weights(model, {name: first[name] for name in params})
+        if name not in first or first[name][0] is not p:  # a parameter that was never seen, or another of its name
+            first[name] = p, p.detach().cpu().clone()
+    put_weights(model, {name: first[name][1] for name in params})
     about = getattr(model, "description", {})
     if about.get("adapter") and not fresh:
         return

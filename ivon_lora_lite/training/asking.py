@@ -156,14 +156,17 @@ def question_for(run: Trained, stem: str, choices: Sequence[str] | None = None) 
     """
     data = run.config.get("data", {})
     classes = run.config.get("classes") or (data.get("labels") if not data.get("choices") else None)
-    words = tuple(word.strip() for word in choices or classes or ())
+    own = tuple(classes or ())
+    words = tuple(word.strip() for word in choices or own)
     if len(words) < 2 or len(set(words)) < len(words) or "" in words:
         raise ValueError(f"The choices are {', '.join(words) or 'none'}; expected at least two different ones.")
-    if len(words) > len(LETTERS) and not classes:
+    if words == tuple(word.strip() for word in own):
+        words = own
+    elif len(words) > len(LETTERS):
         raise ValueError(f"There are {len(words)} choices; expected at most {len(LETTERS)}.")
     if not stem.strip():
         raise ValueError("The question is empty.")
-    if classes and list(words) == list(classes):
+    if own and words == own:
         return Question(f"{stem} Answer:", words, 0, stem, words)
     return Question(letter_prompt(stem, words), words, 0, stem, tuple(LETTERS[: len(words)]))
 

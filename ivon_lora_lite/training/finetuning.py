@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import reduce
+from operator import index
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -123,6 +124,7 @@ def finetune(
     check_choices(optimizer, format, schedule)
     check_settings(optimizer, settings)
     _check_counts(steps=steps, batch_size=batch_size, accumulation=accumulation)
+    steps, batch_size, accumulation, seed = map(index, (steps, batch_size, accumulation, seed))  # NumPy's too
     if eval_every and not held_out:
         raise ValueError("eval_every needs validation questions: give validation=, which training must not contain.")
     attachments = [*([gates] if gates else []), *attachments]

@@ -4,8 +4,9 @@ import peft
 import pytest
 import torch
 
-from ivon_lora_lite import IVON
+from ivon_lora_lite import IVON, trainable
 from ivon_lora_lite.applications import rank_by_signal
+from ivon_lora_lite.posterior import check_saveable
 
 
 class Two(torch.nn.Module):
@@ -30,7 +31,7 @@ def model():
     return adalora()
 
 
-def train(model, steps, signal):
+def train(model, steps, signal, dtype=torch.float32):
     params = [p for name, p in model.named_parameters() if p.requires_grad]
     optimizer = IVON(params, lr=0.5, ess=100.0, hess_init=1.0, beta2=0.9, seed=1)
     if signal:
@@ -39,7 +40,7 @@ def train(model, steps, signal):
     for step in range(1, steps + 1):
         x = torch.randn(16, 6, generator=generator)
         with optimizer.sampled_params(train=True):
-            (model(x) - x[:, :4].sin()).square().mean().backward()
+            (model(x.to(dtype)) - x[:, :4].sin()).square().mean().backward()
         optimizer.step()
         if step == steps:
             before = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
@@ -83,3 +84,25 @@ def test_a_model_without_adalora_is_refused():
     optimizer = IVON([p for p in model.parameters() if p.requires_grad], lr=0.1, ess=10.0)
     with pytest.raises(ValueError, match="no AdaLoRA"):
         rank_by_signal(model, optimizer)
+
+
+def test_directions_that_were_taken_away_are_zero_in_the_mean_of_16_bit_weights_too(model):
+    model.to(torch.bfloat16)
+    optimizer, _ = train(model, 10, signal=True, dtype=torch.bfloat16)
+    values = {name: p for name, p in model.named_parameters() if "lora_E" in name}
+    assert sum(int((p == 0).sum()) for p in values.values()) == 4
+    for p in values.values():
+        assert torch.equal(optimizer.mean(p) == 0, p == 0)
+
+
+def test_names_stay_while_directions_are_taken_away(model):
+    names = list(trainable(model))
+    assert "base_model.model.first.lora_E" in names
+    train(model, 10, signal=False)
+    assert model.peft_config["default"].rank_pattern
+    assert list(trainable(model)) == names
+
+
+def test_a_model_with_adalora_is_not_finetuned(model):
+    with pytest.raises(ValueError, match="kind ADALORA"):
+        check_saveable(model)

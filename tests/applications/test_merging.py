@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from conftest import flat
 
-from ivon_lora_lite import finetune, load_run, load_task, merge_runs, predict
+from ivon_lora_lite import (
+    GaussianPosterior,
+    finetune,
+    load_model,
+    load_run,
+    load_task,
+    merge_runs,
+    predict,
+    training,
+)
 from ivon_lora_lite.applications import merged_mean
+from ivon_lora_lite.applications.merging import curvature
+from ivon_lora_lite.gates import Decisions, GatedPosterior
+from ivon_lora_lite.posterior import read_weights, reset_lora
 
 SHORT = {"steps": 3, "train_size": 6, "progress": False, "eval_every": 0, "beta2": 0.9}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model):
+    return finetune(tiny_model(), load_task("everyday@1"), **SHORT)
 
 
 def test_quadratic_losses_are_merged_exactly():
@@ -48,3 +69,40 @@ def test_a_merged_run_is_a_run(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="needs IVON runs"):
         point = finetune(model, task, optimizer="adamw", steps=1, train_size=4, seed=4, progress=False, eval_every=0)
         merge_runs([runs[0], point])
+
+
+@pytest.mark.slow
+def test_runs_from_folders_are_merged_as_those_in_memory(tiny_folder, tmp_path):
+    task, model = load_task("everyday@1"), load_model(str(tiny_folder), device="cpu", dtype="fp32", progress=False)
+    far = {**SHORT, "seed": 4, "lr": 1.0, "clip_radius": 0.1}
+    runs = [finetune(model, questions, **far) for questions in (task.train[:6], task.train[6:12])]
+    loaded = [load_run(run.save(tmp_path / name), progress=False) for run, name in zip(runs, "ab")]
+    for prior in (0.0, 1.0, 1e3):
+        merged, other = merge_runs(runs, prior=prior), merge_runs(loaded, prior=prior)
+        torch.testing.assert_close(flat(other.weights), flat(merged.weights), rtol=0, atol=1e-6)
+    reset_lora(model, 4)
+    for run in (*runs, *loaded):
+        before = read_weights(run.model)
+        assert torch.equal(flat(training.started_from(run)), flat(read_weights(model)))
+        assert torch.equal(flat(read_weights(run.model)), flat(before))
+
+
+def test_a_prior_needs_the_weights_that_a_run_began_with(run):
+    onwards = replace(run, config={**run.config, "continued": True})
+    with pytest.raises(ValueError, match="not known any more"):
+        merge_runs([run, onwards], prior=1.0)
+    assert merge_runs([run, onwards]).config["method"] == "merged"  # without a prior the start does not matter
+
+
+@pytest.mark.parametrize("tau", [0.25, 4.0])
+def test_the_curvature_does_not_depend_on_tau(tau):
+    h, ess, delta = torch.tensor([0.01, 0.1, 2.0]), 1e4, 1e-4
+    q = GaussianPosterior({"w": torch.zeros(3)}, {"w": 1 / (ess * (h + delta))}, {"ess": ess, "weight_decay": delta})
+    run = SimpleNamespace(posterior=q.scale(tau), config={"train_size": 100})
+    torch.testing.assert_close(curvature(run)["w"], 100 * h)
+
+
+def test_gated_runs_are_not_merged(run):
+    gated = replace(run, posterior=GatedPosterior(run.posterior, Decisions({})))
+    with pytest.raises(ValueError, match="needs IVON runs"):
+        merge_runs([gated, gated])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +92,15 @@ def test_influence_is_symmetric_and_its_diagonal_is_the_sensitivity(run):
     ess, v = run.posterior.metadata["ess"], run.posterior.variance
     expected = ess / 6 * sum(float((train[n] * v[n] * test[n]).sum()) for n in v)
     assert float(influence(run, task.train[:6], task.test[:2])[1, 0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_nothing_of_it_depends_on_tau(run):
+    questions = load_task("everyday@1").train[:3]
+    scaled = replace(run, posterior=run.posterior.scale(0.25))
+    torch.testing.assert_close(sensitivity(scaled, questions).change, sensitivity(run, questions).change)
+    torch.testing.assert_close(influence(scaled, questions, questions), influence(run, questions, questions))
+    left_out = leave_one_out(scaled, linearized(scaled, questions)).mean
+    torch.testing.assert_close(left_out, leave_one_out(run, linearized(run, questions)).mean)
 
 
 def test_left_out_logits_have_the_same_first_order_change(run):

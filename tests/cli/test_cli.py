@@ -347,6 +347,8 @@ def test_bad_input_is_refused_in_one_line(name, options, words, model, tmp_path,
         (["--gate-prior", "1"], ["--gate-prior", "--gates"]),
         (["--gates", "--gate-prior", "-1"], ["prior", "-1.0"]),
         (["--gates", "--checkpoint-every", "1"], ["gates", "checkpoints"]),
+        (["--coverage", "80"], ["--coverage", "80", "from 0 to 1"]),
+        (["--coverage", "nan"], ["--coverage", "nan", "from 0 to 1"]),
     ],
     ids=" ".join,
 )

@@ -65,6 +65,18 @@ def test_doubts_of_one_point_have_no_mutual_information():
     assert set(error_detection(predictions())) == set(DOUBTS)
 
 
+def test_confident_answers_are_in_order_too():
+    generator = torch.Generator().manual_seed(0)
+    gap = torch.rand(500, generator=generator) * 60
+    labels = (torch.rand(500, generator=generator) > torch.sigmoid(gap / 8)).long()
+    logits = torch.stack([gap, torch.zeros(500)], -1)[None]
+    made = [Predictions(logits / temperature, labels) for temperature in (1, 4)]
+    areas = [aurc(doubts(p)["confidence"], p.ensemble().argmax(-1) == labels) for p in made]
+    assert areas[0] == areas[1]
+    assert len(doubts(made[0])["confidence"].unique()) == len(gap.unique())
+    assert made[0].probabilities.dtype == torch.float64
+
+
 def test_shifted_questions_are_told_apart_by_what_they_are():
     sure, unsure = predictions(scale=20.0), predictions(scale=0.1, seed=1)
     found = shift_detection(sure, unsure)["confidence"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 
 from ivon_lora_lite import (
     GaussianPosterior,
@@ -199,6 +201,44 @@ def test_a_posterior_over_other_tensors_than_loras_is_refused(tiny_model, questi
     norm.weight.requires_grad_(True)
     with pytest.raises(ValueError, match="Only A and B of plain LoRA on linear layers may be trainable"):
         linearized(model, questions, posterior=GaussianPosterior.isotropic(model, 1e-4))
+
+
+SHORT = {"vocab_size": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+NOT_EVERY_TOKEN = {
+    "attention to an encoder that is not there": (
+        "bart", {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 64,
+        "is_decoder": True, "is_encoder_decoder": False}, "encoder_attn",
+    ),
+    "a shared expert that sees the tokens in one line": (
+        "qwen2_moe", {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2}, "shared_expert.up_proj",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+@pytest.mark.parametrize("case", NOT_EVERY_TOKEN)
+def test_a_layer_that_is_not_applied_to_every_token_is_named(tiny_tokenizer, questions, case, format):
+    architecture, options, place = NOT_EVERY_TOKEN[case]
+    config = transformers.AutoConfig.for_model(architecture, **SHORT, **options)
+    base = transformers.AutoModelForCausalLM.from_config(config)
+    targets = [
+        name.split(".", 1)[1] for name, m in base.named_modules() if place in name and type(m) is torch.nn.Linear
+    ]
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")).eval()
+    model.tokenizer = tiny_tokenizer
+    with pytest.raises(ValueError, match=rf"{place}.*is not applied to every token of a batch.*use draws"):
+        linearized(model, questions[:2], posterior=gaussian(model), format=format)
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+def test_broken_weights_are_an_error(tiny_model, questions, format):
+    model = tiny_model(trained=True)
+    posterior = gaussian(model)
+    model.get_input_embeddings().weight.data[model.tokenizer(questions[0].prompt)["input_ids"][-1]] = torch.nan
+    with pytest.raises(FloatingPointError, match="answer logits are not finite"):
+        linearized(model, questions[:2], posterior=posterior, format=format)
 
 
 def test_an_unknown_format_is_refused(llama, questions):

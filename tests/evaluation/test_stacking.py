@@ -1,9 +1,13 @@
 """Several draws in one pass give what one draw after another gives, whatever the model and the format."""
 
+from dataclasses import replace
+
+import peft
 import pytest
 import torch
+import transformers
 
-from ivon_lora_lite import GaussianPosterior, predict, tau_sweep, trainable
+from ivon_lora_lite import GaussianPosterior, linearized, predict, tau_sweep, trainable
 from ivon_lora_lite.evaluation import Batches, can_stack, stacked
 
 
@@ -62,6 +66,54 @@ def test_other_trainable_tensors_are_drawn_one_by_one(tiny_model, questions):
     assert not can_stack(model)
     one, many = (predict(model, questions, posterior=posterior, samples=3, draws_per_pass=k).logits for k in (1, 3))
     assert torch.equal(one, many)
+
+
+@pytest.fixture(scope="module")
+def deberta(tiny_tokenizer):
+    """A DeBERTa-v2 with a frozen head, whose query projection also sees the embeddings of relative positions."""
+    config = transformers.AutoConfig.for_model(
+        "deberta-v2", vocab_size=len(tiny_tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, pad_token_id=0, type_vocab_size=0, relative_attention=True, pos_att_type=["p2c", "c2p"],
+        position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True, initializer_range=0.4, num_labels=3,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = transformers.AutoModelForSequenceClassification.from_config(config)
+        model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["query_proj", "value_proj"]))
+    model.tokenizer, model.description = tiny_tokenizer, {"labels": 3}
+    return model.eval()
+
+
+@pytest.mark.parametrize("samples", [2, 5])
+def test_draws_are_made_one_by_one_where_a_layer_does_not_see_the_batch_first(deberta, questions, samples):
+    asked = [replace(q, choices=("no", "yes", "maybe"), answer=0) for q in questions[:6]]
+    options = {"posterior": GaussianPosterior.isotropic(deberta, 0.05), "samples": samples, "format": "class"}
+    many, one = (predict(deberta, asked, **options, draws_per_pass=k).logits for k in (5, 1))
+    assert (one[0] - one[1]).abs().max() > 0.1
+    torch.testing.assert_close(many, one, atol=1e-5, rtol=1e-5)
+    assert can_stack(deberta) and vars(deberta)["_stacks"] is False
+
+
+def test_draws_of_an_unknown_kind_share_a_pass_where_that_is_found_to_be_exact(tiny_model, questions):
+    model = tiny_model("gemma2", trained=True, attention="eager", num_key_value_heads=2, head_dim=8)
+    options = {"posterior": GaussianPosterior.isotropic(model, 0.05), "samples": 4}
+    one, _ = (predict(model, questions[:3], **options, draws_per_pass=k).logits for k in (1, 4))
+    assert vars(model)["_stacks"] is True
+    passes = []
+    hook = model.register_forward_hook(lambda *_: passes.append(1))
+    many = predict(model, questions[:3], **options, draws_per_pass=4).logits
+    hook.remove()
+    assert len(passes) == 1
+    torch.testing.assert_close(many, one, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ask", [predict, linearized])
+def test_every_part_keeps_its_own_mode(tiny_model, questions, ask):
+    model = tiny_model(trained=True).train()
+    model.get_submodule("base_model.model.model.layers.0").eval()
+    modes = [module.training for module in model.modules()]
+    ask(model, questions[:2], posterior=GaussianPosterior.isotropic(model, 0.05))
+    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
 
 
 def test_refusals(tiny_model, questions):

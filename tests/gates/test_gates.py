@@ -61,6 +61,16 @@ def test_outside_the_range_it_clips_to_the_last_grid_point():
         torch.testing.assert_close(out, last * A * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", BITS)
+def test_16_bit_numbers_are_on_the_grid_of_fp32_rounded_once(dtype, bits):
+    x = points().to(dtype)
+    half_range, gates = x.abs().max().float(), torch.tensor([1.0, 0.6, 0.3, 0.0])
+    for options in ({"bits": bits}, {"bits": bits, "gates": gates[: BITS.index(bits)]}):
+        out = quantize(x, half_range, **options)
+        assert out.dtype == dtype and torch.equal(out, quantize(x.float(), half_range, **options).to(dtype))
+
+
 def test_a_closed_gate_closes_all_after_it_and_an_open_prefix_is_a_width():
     x = points(101)
     for opened, bits in enumerate(BITS):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from ivon_lora_lite import (
     IVON,
+    GaussianPosterior,
     LoraSettings,
     answer_logits,
     answer_loss,
@@ -221,6 +222,33 @@ def test_an_adapter_of_the_learned_ranks_reloads_in_plain_peft(tiny_folder, batc
     torch.testing.assert_close(logits(again, batch), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 64}}, {"rank_pattern": {"q_proj": 4}}, {"lora_bias": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_adapter_of_the_learned_ranks_keeps_the_scale_of_every_layer(tiny_model, batch, tmp_path, options):
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], **options)
+    model = peft.get_peft_model(tiny_model(lora=False), config).eval()
+    for p in lora_parameters(model):
+        p.data.normal_(0, 0.2)
+    decide(add_gates(model), CHOICES)
+    expected = logits(model, batch)
+    save_gated(model, tmp_path / "adapter")
+    plain = peft.PeftModel.from_pretrained(tiny_model(lora=False), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(plain, batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["pissa", "OLoRA"])
+def test_an_adapter_whose_start_changed_the_base_model_is_refused(tiny_model, tmp_path, start):
+    config = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=start)
+    model = peft.get_peft_model(tiny_model(lora=False), config)
+    decide(add_gates(model), CHOICES)
+    with pytest.raises(ValueError, match="changes the base model"):
+        save_gated(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_an_adapter_of_rank_0_everywhere_is_refused(tiny_model, tmp_path):
     model = tiny_model(trained=True)
     decide(add_gates(model), [(0, 1, 1)] * 4)
@@ -244,6 +272,34 @@ def test_what_does_not_fit_is_refused(tiny_model):
         add_gates(tiny_model(lora=False))
     with pytest.raises(ValueError, match="freeze is 2"):
         GateSettings(freeze=2)
+
+
+@pytest.mark.parametrize("matrix", ["lora_A", "lora_B"])
+def test_a_frozen_a_or_b_is_refused_before_anything_is_changed(tiny_model, questions, matrix):
+    model = tiny_model()
+    for name, p in model.named_parameters():
+        if f"layers.1.self_attn.v_proj.{matrix}" in name:
+            p.requires_grad_(False)
+    for start in (add_gates, lambda model: finetune(model, questions, gates=GateSettings(), **OPTIONS)):
+        with pytest.raises(ValueError, match="layers.1.self_attn.v_proj has a frozen A or B"):
+            start(model)
+        assert attached(model) is None and not [n for n, _ in model.named_parameters() if "parametrizations" in n]
+
+
+def test_gates_are_on_the_layers_of_the_active_adapter_alone(tiny_model, batch):
+    model = peft.get_peft_model(tiny_model(lora=False), peft.LoraConfig(r=8, target_modules=["q_proj"]))
+    model.add_adapter("other", peft.LoraConfig(r=4, target_modules=["v_proj"]))
+    model.set_adapter("other")
+    for p in lora_parameters(model):
+        p.data.normal_(0, 0.2)
+    names = [f"model.layers.{i}.self_attn.v_proj" for i in range(2)]
+    assert list(lora_layers(model)) == names
+    plain, gates = weights_of(model), add_gates(model)
+    decide(gates, [(2, 1, 2), (3, 2, 1)])
+    seen, decisions = logits(model.eval(), batch), remove_gates(model)
+    assert list(decisions.layers) == names
+    with applied_weights(model, decisions.apply(plain)):
+        torch.testing.assert_close(logits(model, batch), seen, atol=1e-5, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------- own loops
@@ -403,6 +459,12 @@ def test_decisions_of_layers_that_are_not_lora_pass_through():
     out = Decisions({"x": LayerDecision(rank=1)}).apply(weights | other)
     assert torch.equal(out["head.weight"], other["head.weight"])
     assert out["base_model.model.x.lora_A.weight"].sum() == 3 and out["base_model.model.x.lora_B.weight"].sum() == 3
+
+
+def test_a_gated_posterior_has_no_signal_to_noise():
+    q = GatedPosterior(GaussianPosterior({"w": torch.ones(2)}, {"w": torch.ones(2)}), Decisions({}))
+    with pytest.raises(ValueError, match="GatedPosterior has no variance"):
+        q.signal_to_noise()
 
 
 def test_a_gated_run_is_saved_and_loaded_with_its_posterior(tiny_model, questions, tmp_path):

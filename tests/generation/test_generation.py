@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
+import transformers
+from tokenizers import processors
 
-from ivon_lora_lite import finetune, generate, load_task, token_uncertainty
+from ivon_lora_lite import GaussianPosterior, Run, finetune, generate, load_task, token_uncertainty
 from ivon_lora_lite.generation import consensus, word_f1
+from ivon_lora_lite.generation.texts import prompt_tokens
 from ivon_lora_lite.plots import tokens_html
 
 SHORT = {"steps": 2, "train_size": 8, "progress": False, "eval_every": 0}
@@ -18,6 +22,11 @@ PROMPTS = ["Ice melts when", "The colour of the sky is"]
 @pytest.fixture
 def run(tiny_model):
     return finetune(tiny_model(trained=True), load_task("everyday@1"), **SHORT, ess=500.0)
+
+
+def without_training(model, variance=1e-3):
+    posterior = GaussianPosterior.isotropic(model, variance)
+    return Run(model, posterior.mean, posterior, {"format": "text"})
 
 
 def test_each_draw_writes_what_transformers_writes_with_its_weights(run):
@@ -65,6 +74,38 @@ def test_sampling_is_seeded(run):
     assert one == same and one != other
 
 
+def test_several_texts_a_draw_and_a_prompt_in_no_list_are_refused(tiny_model):
+    run = without_training(tiny_model())
+    with pytest.raises(ValueError, match="A draw writes one text: leave num_return_sequences out"):
+        generate(run, PROMPTS, samples=1, max_new_tokens=2, do_sample=True, num_return_sequences=2)
+    with pytest.raises(ValueError, match="prompts is 'Ice melts when'; expected a list"):
+        generate(run, PROMPTS[0], samples=1, max_new_tokens=2)
+
+
+def test_a_generation_config_says_how_many_tokens_are_written(tiny_model, monkeypatch):
+    run, made = without_training(tiny_model()), []
+    write = run.model.generate
+
+    def spy(**options):
+        out = write(**options)
+        made.append(out.shape[1] - options["input_ids"].shape[1])
+        return out
+
+    monkeypatch.setattr(run.model, "generate", spy)
+    generate(run, PROMPTS, samples=1, generation_config=transformers.GenerationConfig(max_new_tokens=3))
+    assert made == [3, 3]  # at the mean and of the draw
+
+
+@pytest.mark.parametrize("template", ["<s> $A </s>", "$A </s>"])
+def test_a_prompt_does_not_end_with_the_templates_end_of_text(tiny_tokenizer, template):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    front = [1] * template.startswith("<s>")
+    assert prompt_tokens(tokenizer, PROMPTS[0]) == front + tiny_tokenizer(PROMPTS[0])["input_ids"]
+
+
 # ------------------------------------------------------------------------------------------------ consensus
 
 
@@ -108,6 +149,20 @@ def test_token_uncertainty_by_hand(run):
     assert found.mutual_information.max() > 0
     with pytest.raises(ValueError, match="has no tokens"):
         token_uncertainty(run, PROMPTS[0], "")
+
+
+def test_the_tokens_of_a_generated_text_are_those_that_were_generated(tiny_model):
+    model = tiny_model(trained=True)
+    tokenizer, word = model.tokenizer, " goes"
+    (token,) = tokenizer(word)["input_ids"]
+    head = model.get_output_embeddings()
+    head.weight.data *= 0.1
+    head.bias = torch.nn.Parameter(10.0 * (torch.arange(len(head.weight)) == token), requires_grad=False)
+    run = without_training(model, 1e-12)
+    (generated,) = generate(run, PROMPTS[:1], samples=1, max_new_tokens=1)
+    assert generated.at_mean == generated.texts[0] == word
+    found = token_uncertainty(run, PROMPTS[0], generated.consensus, samples=1)
+    assert found.tokens == (word,) and float(found.probability[0]) > 0.9
 
 
 def test_the_heat_map_shades_what_is_unsure():

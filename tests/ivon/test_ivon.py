@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import weakref
+from types import SimpleNamespace
 
 import ivon as oracle
 import pytest
@@ -268,6 +270,24 @@ def test_16_bit_parameters_keep_an_fp32_mean_and_follow_the_fp32_run(dtype):
     assert (trajectories[0] - trajectories[1]).abs().max() < 0.2 * moved
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_put_into_16_bit_parameters_between_steps_stays_as_in_fp32(dtype):
+    means = []
+    for kind in (torch.float32, dtype):
+        w = nn.Parameter(torch.ones(4, dtype=kind))
+        optimizer = IVON([w], lr=1e-3, ess=1e4, weight_decay=0.0, rescale_lr=False, seed=0)
+        for step in range(3):
+            if step == 1:
+                w.data[0] = 5.0
+                assert optimizer.mean(w)[0] == 5.0
+            with optimizer.sampled_params(train=True):
+                w.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        means.append(optimizer.mean(w).clone())
+    torch.testing.assert_close(*means, rtol=0, atol=1e-6)  # the others have kept what 16 bits cannot hold
+
+
 def test_parameters_without_gradient_or_frozen_are_left_alone():
     used, unused, frozen = (nn.Parameter(torch.ones(3)) for _ in range(3))
     frozen.requires_grad_(False)
@@ -519,8 +539,15 @@ def deferred(monkeypatch):
         self.defer([not_finite([g]) for g in grads], states)
         return True
 
+    def late(self, grads, states):
+        check(self, grads, states)
+        host, _, states = self._waiting.pop()
+        event = SimpleNamespace(query=lambda: False, synchronize=lambda: None)  # there only for those who wait
+        self._waiting.append((host, event, states))
+        return True
+
     def switch(on):
-        monkeypatch.setattr(FiniteGuard, "check", check if on else plain)
+        monkeypatch.setattr(FiniteGuard, "check", {True: check, "late": late}.get(on, plain))
 
     plain = FiniteGuard.check
     return switch
@@ -556,6 +583,16 @@ def test_the_accelerators_path_skips_steps_that_are_not_finite(deferred):
     assert torch.equal(other_mean, mean) and torch.equal(other_hess, hess)
     assert optimizer.skipped_steps == 1
     assert {state["step"] for state in optimizer.state.values()} == {3}
+
+
+@pytest.mark.parametrize("spoiled", [{0}, {1, 2}])
+def test_a_skipped_step_does_not_count_in_the_debiasing_although_its_answer_arrives_late(deferred, spoiled):
+    options = {"steps": 4, "spoiled": spoiled, "clip_radius": math.inf}
+    _, mean, hess = accelerated(deferred, False, **options)
+    optimizer, other_mean, other_hess = accelerated(deferred, "late", **options)
+    torch.testing.assert_close(other_mean, mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(other_hess, hess, rtol=1e-6, atol=1e-7)
+    assert optimizer.skipped_steps == len(spoiled)
 
 
 def test_large_tensors_pass_through_the_cache_in_parts():
@@ -659,20 +696,66 @@ def test_a_backward_pass_after_the_context_is_refused():
     play(optimizer, list(model.parameters()), loss, 2, 1)  # and a right step works afterwards
 
 
-def test_gradients_accumulated_at_the_mean_before_a_closure_are_refused():
+@pytest.mark.parametrize("by_closure", [True, False])
+def test_gradients_accumulated_at_the_mean_before_the_draw_are_refused(by_closure):
+    results = []
+    for astray in (True, False):
+        w, loss = problem()
+        optimizer = IVON(w, **KEEP, seed=0)
+
+        def closure(loss=loss):
+            value = loss(slice(24, 48))
+            value.backward()
+            return value
+
+        def step(optimizer=optimizer, closure=closure):
+            if by_closure:
+                return optimizer.step(closure)
+            with optimizer.sampled_params(train=True):
+                closure()
+            optimizer.step()
+
+        for _ in range(2):
+            if astray:  # as a framework accumulates: only the last micro-batch is in the closure
+                loss(slice(24)).backward()
+                with pytest.raises(RuntimeError, match="before the draw"):
+                    step()
+            optimizer.zero_grad()
+            step()
+            optimizer.zero_grad()
+        results.append(flat(w))
+    assert torch.equal(*results)  # what was refused has left no trace
+
+
+def test_gradients_of_zero_are_no_gradients_to_a_closure():
+    results = []
+    for set_to_none in (True, False):
+        w, loss = problem()
+        optimizer = IVON(w, **KEEP, seed=0)
+
+        def closure(loss=loss):
+            value = loss()
+            value.backward()
+            return value
+
+        for _ in range(3):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            optimizer.step(closure)
+        results.append(flat(w))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_gradients_that_are_cleared_are_freed(draws):
     w, loss = problem()
-    optimizer = IVON(w, **KEEP)
-
-    def closure():
-        value = loss(slice(24, 48))
-        value.backward()
-        return value
-
-    loss(slice(24)).backward()  # as a framework accumulates: only the last micro-batch is in the closure
-    with pytest.raises(RuntimeError, match="accumulated before"):
-        optimizer.step(closure)
+    optimizer = IVON(w, **KEEP, mc_samples=draws, seed=0)
+    for _ in range(draws):
+        with optimizer.sampled_params(train=True):
+            loss().backward()
+    gradients = [weakref.ref(p.grad) for p in w]
+    optimizer.step()
     optimizer.zero_grad()
-    optimizer.step(closure)
+    assert [gradient() for gradient in gradients] == [None, None]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -12,6 +12,7 @@ from test_tasks_glue_mmlu import glue, isolated  # noqa: F401 (a fixture)
 
 from ivon_lora_lite import (
     LoraSettings,
+    Run,
     answer_logits,
     collate,
     finetune,
@@ -168,6 +169,33 @@ def test_what_does_not_fit_is_refused(deberta, task, tiny_model, questions):
         collate([replace(task.test[0], stem="word " * 2000)], model.tokenizer, "class")
     with pytest.raises(ValueError, match="labels is 1"):
         load_model(deberta, labels=1)
+
+
+def test_a_classifier_of_ones_own_needs_no_description(deberta, task, tiny_tokenizer):
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(deberta, num_labels=2)
+    own = peft.get_peft_model(base, peft.LoraConfig(target_modules=["query_proj", "value_proj"], task_type="SEQ_CLS"))
+    own.tokenizer = tiny_tokenizer
+    assert predict(own, task.test, format="class").logits.shape == (1, len(task.test), 2)
+    with pytest.raises(ValueError, match="is a sequence classifier: it needs format='class'"):
+        predict(own, task.test, format="text")
+
+
+def test_a_run_is_asked_for_its_own_classes_only(deberta, task):
+    model = classifier(deberta)
+    classes = list(task.test[0].choices)
+    run = Run(model, read_weights(model), None, {"format": "class", "classes": classes})
+    assert predict(run, task.test).logits.shape == (1, len(task.test), 2)
+    for others in (classes[::-1], ["bad", "good"]):
+        with pytest.raises(ValueError, match=f"classes are {', '.join(classes)}.*has {', '.join(others)}"):
+            predict(run, [replace(q, choices=tuple(others)) for q in task.test])
+
+
+def test_training_continues_in_fp32_on_a_16_bit_base(deberta, tmp_path):
+    options = {"labels": 2, "dtype": "bf16", "device": "cpu"}
+    load_model(deberta, **options).save_pretrained(tmp_path)
+    model = load_model(deberta, **options, adapter=tmp_path)
+    assert set(trainable(model)) > HEAD and {p.dtype for p in lora_parameters(model)} == {torch.float32}
+    assert next(model.parameters()).dtype == torch.bfloat16
 
 
 def test_memory_of_an_encoder_is_counted(deberta):

@@ -11,6 +11,7 @@ import shutil
 import sys
 import warnings
 
+import peft
 import pytest
 import torch
 import transformers
@@ -22,6 +23,7 @@ from ivon_lora_lite import (
     collate,
     load_model,
     lora_parameters,
+    memory_of,
     reset_lora,
     trainable,
 )
@@ -55,8 +57,6 @@ def saved(tiny_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter(tiny_model, tmp_path_factory):
     """A folder with the adapter of a tiny llama, and its weights; other than what a fresh LoRA has."""
-    import peft
-
     model = peft.get_peft_model(tiny_model(lora=False), adapters.peft_config(tiny_model(lora=False), LoraSettings(r=4)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -159,6 +159,16 @@ def test_an_unknown_architecture_wants_its_targets_named(tmp_path, tiny_tokenize
         load_model(str(tmp_path), device="cpu")
     named = load_model(str(tmp_path), lora=LoraSettings(targets=("query_key_value",)), device="cpu")
     assert lora_modules(named) == {"query_key_value"}
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*layers\.1\..*\.(q|down)_proj"])
+def test_targets_may_be_one_text_as_peft_has_it(saved, targets):
+    settings = LoraSettings(r=2, targets=targets)
+    model = load_model(saved(), dtype="fp32", device="cpu", lora=settings)
+    on = {name for name, _ in model.named_modules() if name.endswith(".lora_A")}
+    assert len(on) == (14 if targets == "all-linear" else 2)
+    own = memory_of(transformers.AutoConfig.from_pretrained(saved()), dtype=torch.float32, lora=settings)
+    assert own.lora == sum(4 * p.numel() for p in lora_parameters(model))
 
 
 # --------------------------------------------------------------------------------------------------------------- dtype
@@ -339,6 +349,30 @@ def test_an_adapter_is_loaded_to_go_on_training(saved, adapter, dtype):
 def test_the_description_has_the_adapters_settings(saved, adapter):
     model = load_model(saved(), adapter=adapter[0], device="cpu")
     assert model.description["lora"]["r"] == 4
+
+
+def test_an_adapters_targets_are_its_own_pattern(saved, tiny_model, tmp_path):
+    pattern = r".*\.(q|v)_proj"
+    base = tiny_model(lora=False)
+    peft.get_peft_model(base, adapters.peft_config(base, LoraSettings(targets=pattern))).save_pretrained(tmp_path)
+    assert load_model(saved(), adapter=tmp_path, device="cpu").description["lora"]["targets"] == pattern
+
+
+def test_what_a_model_needs_is_asked_with_the_adapters_own_settings(tmp_path, tiny_tokenizer, monkeypatch):
+    bloom, asked = bare("bloom", hidden_size=32, n_layer=1, n_head=2), []
+    bloom.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    own = peft.LoraConfig(r=3, target_modules=["query_key_value"], task_type="CAUSAL_LM")
+    peft.get_peft_model(bloom, own).save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr("ivon_lora_lite.language.models.check_model", lambda name, **options: asked.append(options))
+    model = load_model(str(tmp_path), adapter=tmp_path / "adapter", dtype="fp32", device="cpu")
+    needed = memory_of(bloom.config, dtype=torch.float32, lora=asked[0]["lora"])
+    assert needed.lora == sum(4 * p.numel() for p in lora_parameters(model))
+
+
+def test_an_adapter_and_other_settings_are_not_taken_together(saved, adapter):
+    with pytest.raises(ValueError, match="An adapter has settings of its own: leave lora out, or adapter"):
+        load_model(saved(), adapter=adapter[0], lora=LoraSettings(r=16), device="cpu")
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])

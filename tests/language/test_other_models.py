@@ -10,10 +10,11 @@ import pytest
 import torch
 import transformers
 from test_scoring import naive_letter, naive_text
-from tokenizers import processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ivon_lora_lite import GaussianPosterior, LoraSettings, collate, finetune, linearized, load_model, predict
 from ivon_lora_lite.language.formats import FORMATS
+from ivon_lora_lite.language.formats.base import appended
 from ivon_lora_lite.language.formats.kinds import EXACT, known_exact, window
 
 SIZES = {
@@ -108,6 +109,47 @@ def test_windows_and_kinds_are_read_from_the_configuration(tiny_model):
     assert known_exact(tiny_model()) is True and window(tiny_model()) is None
     model = tiny_model("qwen2", use_sliding_window=False, sliding_window=4)
     assert window(model) is None  # it has one and does not use it
+
+
+@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2"])
+def test_attention_that_takes_no_such_mask_gets_a_row_for_every_choice(tiny_model, questions, attention):
+    model = tiny_model()
+    batch = collate(questions, model.tokenizer, "text")
+    assert FORMATS["text"].packs(model, batch)
+    model.config._attn_implementation = attention
+    assert not FORMATS["text"].packs(model, batch)
+
+
+def test_a_window_counts_places_in_the_row_unless_it_is_known_to_count_positions(tiny_model, tiny_tokenizer, questions):
+    few = [questions[i] for i in (2, 4)]
+    batch = collate(few, tiny_tokenizer, "text")
+    sees = int(batch["position_ids"].max()) + 1
+    assert sees < batch["input_ids"].shape[1]
+    options = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+    model = tiny_model("gpt_neo", trained=True, attention="eager", window_size=sees, **options)
+    assert not FORMATS["text"].packs(model, batch)
+    torch.testing.assert_close(predict(model, few).logits[0], naive_text(model, few), atol=1e-4, rtol=1e-4)
+    assert FORMATS["text"].packs(tiny_model("mistral", num_key_value_heads=2, sliding_window=sees), batch)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text"])
+def test_an_unknown_kind_may_be_linearised_before_anything_else(tiny_model, questions, architecture):
+    options = {"trained": True, "attention": "eager", "num_key_value_heads": 2, "head_dim": 8}
+    first, later = tiny_model(architecture, **options), tiny_model(architecture, **options)
+    posterior = GaussianPosterior.isotropic(first, 1e-4)
+    got = linearized(first, questions[:3], posterior=posterior)
+    assert FORMATS["text"].packs(first, collate(questions[:3], first.tokenizer, "text"))
+    predict(later, questions[:3])
+    torch.testing.assert_close(got.covariance, linearized(later, questions[:3], posterior=posterior).covariance)
+
+
+@pytest.mark.parametrize(("template", "count"), [("<s> $A", 0), ("<s> $A </s>", 1)])
+def test_what_a_template_puts_behind_a_text_is_counted_though_all_words_are_unknown(template, count):
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "hen": 4}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 1), ("</s>", 2)])
+    assert appended(transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")) == count
 
 
 @pytest.mark.parametrize("template", ["<s> $A </s>", "$A </s>", "$A"])

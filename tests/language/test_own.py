@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import datasets
 import pytest
 
 from ivon_lora_lite import finetune, load_task, predict, suggest_hyperparameters
 from ivon_lora_lite.cli import main
+from ivon_lora_lite.language import read_stems
 
 PARTS = ("train", "validation", "test")
 
@@ -113,6 +115,40 @@ def test_the_rows_of_arc_are_read_by_their_own_labels(tmp_path):
     assert {q.answer for q in every(task)} == {1} and {q.id for q in every(task)} == {"a0", "a1", "a2", "a3"}
 
 
+@pytest.mark.parametrize("file", ["quiz.json", "quiz.parquet"])
+def test_indices_in_a_column_of_floats_are_indices(tmp_path, file):
+    rows = [{"question": f"q {i}", "choices": ["x", "y"], "answer": float(i % 2)} for i in range(6)]
+    (tmp_path / "quiz.json").write_text(json.dumps(rows), "utf8")
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "quiz.parquet"))
+    task = load_task(tmp_path / file)
+    assert {q.stem: q.answer for q in every(task)} == {f"q {i}": i % 2 for i in range(6)}
+    assert "indices from 0" in task.about
+
+
+def test_numbers_that_are_choices_are_read_as_such(tmp_path):
+    choices = [3.0, 1.5, 2.0]
+    rows = [{"question": f"q {i}", "choices": choices, "answer": choices[i % 3]} for i in range(9)]
+    (tmp_path / "quiz.json").write_text(json.dumps(rows), "utf8")
+    task = load_task(tmp_path / "quiz.json")
+    assert {q.stem: q.answer for q in every(task)} == {f"q {i}": i % 3 for i in range(9)}
+    assert task.train[0].choices == ("3", "1.5", "2")
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85"])
+def test_only_a_newline_ends_a_line_of_json(tmp_path, mark):
+    rows = [{"question": f"What{mark}is {i}?", "choices": ["x", "y"], "answer": i % 2} for i in range(6)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "quiz.jsonl").write_text("\n".join(lines), "utf8")
+    assert {q.stem for q in every(load_task(tmp_path / "quiz.jsonl"))} == {row["question"] for row in rows}
+
+
+def test_a_choice_that_is_not_a_number_is_an_empty_cell(tmp_path):
+    rows = [{"question": f"q {i}", "a": "x", "b": "y", "c": "z" if i else math.nan, "answer": "x"} for i in range(6)]
+    (tmp_path / "quiz.json").write_text(json.dumps(rows), "utf8")
+    found = {q.stem: q.choices for q in every(load_task(tmp_path / "quiz.json"))}
+    assert found["q 0"] == ("x", "y") and found["q 1"] == ("x", "y", "z")
+
+
 def test_classification_has_the_same_choices_everywhere(tmp_path):
     rows = [f"I {'love' if i % 2 else 'hate'} it {i},{'good' if i % 2 else 'bad'}" for i in range(8)]
     task = load_task(csv(tmp_path / "reviews.csv", rows, "text,label"))
@@ -159,6 +195,12 @@ def test_a_folder_has_a_file_a_split(tmp_path):
         load_task(tmp_path)
 
 
+def test_files_may_number_their_rows_each_for_itself(tmp_path):
+    for name in ("train", "test"):
+        csv(tmp_path / f"{name}.csv", [f"{i},{name} {i}?,x,y,A" for i in range(8)], "id,question,a,b,answer")
+    assert len(every(load_task(tmp_path))) == 16
+
+
 def test_a_data_set_laid_out_like_the_hub(tmp_path):
     folder = tmp_path / "hub" / "someone" / "quiz"
     folder.mkdir(parents=True)
@@ -187,6 +229,43 @@ def test_a_data_set_laid_out_like_the_hub(tmp_path):
 def test_a_bad_row_is_named_with_its_value(tmp_path, row, sentence):
     with pytest.raises(ValueError, match=sentence):
         load_task(quiz(tmp_path / "quiz.csv", row4=row))
+
+
+@pytest.mark.parametrize("name", ["question", "answer"])
+def test_not_a_number_is_refused_with_its_row(tmp_path, name):
+    rows = [{"question": f"q {i}", "choices": ["x", "y"], "answer": i % 2} for i in range(6)]
+    rows[3][name] = math.nan
+    (tmp_path / "quiz.json").write_text(json.dumps(rows), "utf8")
+    with pytest.raises(ValueError, match=f"row 4: '{name}' is empty"):
+        load_task(tmp_path / "quiz.json")
+
+
+def test_no_choice_of_many_is_left_out(tmp_path):
+    header = ",".join(["question", *(f"option{i}" for i in range(1, 11)), "answer"])
+    rows = [",".join([f"q {i}", *(f"o{j}" for j in range(10)), f"o{i}"]) for i in range(6)]
+    with pytest.raises(ValueError, match="row 1: it has 10 choices; expected 2 to 8"):
+        load_task(csv(tmp_path / "ten.csv", rows, header))
+
+
+def test_questions_without_an_answer_are_read_from_one_file(tmp_path):
+    for name in ("train", "test"):
+        csv(tmp_path / f"{name}.csv", [f"{name} {i}?,x,y" for i in range(3)], "question,a,b")
+    assert read_stems(tmp_path / "test.csv")[2] == ("test 2?", ("x", "y"))
+    with pytest.raises(ValueError, match="is a folder with several files: name one of them"):
+        read_stems(tmp_path)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    rows = [f"q {i},red,green,red" for i in range(6)]
+    with pytest.raises(ValueError, match="twice.csv has several columns named 'choice': give each a name of its own"):
+        load_task(csv(tmp_path / "twice.csv", rows, "question,choice,choice,answer"))
+
+
+def test_a_file_that_is_not_in_utf_8_is_named(tmp_path):
+    path = tmp_path / "windows.csv"
+    path.write_bytes(csv(path, ["Où est-ce ?,x,y,A"] * 6, "question,a,b,answer").read_text("utf8").encode("cp1252"))
+    with pytest.raises(ValueError, match=r"windows.csv is not in UTF-8"):
+        load_task(path)
 
 
 def test_what_is_no_file_of_questions_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ivon_lora_lite import answer_logits, answer_loss, collate, lora_parameters
+from ivon_lora_lite import answer_logits, answer_loss, collate, lora_parameters, predict
 from ivon_lora_lite.language.formats.letter import answer_token
 from ivon_lora_lite.language.formats.text import block_mask
 
@@ -267,6 +267,23 @@ def test_answers_with_one_first_token_are_refused_in_the_letter_format_only(tiny
     with pytest.raises(ValueError, match="Xa, Xb start with the same token.*text"):
         collate([q], tiny_tokenizer, "letter")
     collate([q], tiny_tokenizer, "text")
+
+
+def test_every_choice_needs_a_letter_in_the_letter_format(tiny_tokenizer, questions):
+    q = replace(questions[0], labels=("A", "B", "C"))
+    with pytest.raises(ValueError, match="'Which animal lays eggs.' has 4 choices and 3 letters"):
+        collate([questions[1], q], tiny_tokenizer, "letter")
+    collate([q], tiny_tokenizer, "text")
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+@pytest.mark.parametrize(
+    "kind", [{}, {"attention": "eager"}, {"architecture": "gemma2", "attention": "eager", "num_key_value_heads": 1}]
+)
+def test_a_model_in_a_wrapper_is_asked_like_the_model_itself(tiny_model, questions, kind, format):
+    model = tiny_model(trained=True, **kind)
+    wrapped = torch.nn.DataParallel(model)
+    assert_near(predict(wrapped, questions, format=format).logits, predict(model, questions, format=format).logits)
 
 
 def test_a_choice_without_tokens_is_refused(tiny_tokenizer, questions, monkeypatch):

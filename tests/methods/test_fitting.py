@@ -64,3 +64,44 @@ def test_what_cannot_be_fitted_is_refused(model, batches):
         fit_posterior(model, loss, [])
     with pytest.raises(ValueError, match="The loss is nan"):
         fit_posterior(model, lambda m, b: loss(m, b) * float("nan"), batches)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_batches_may_be_tuples(model, size):
+    stems = [q.stem for q in load_task("everyday@1").train[:4]]
+    ids, mask = model.tokenizer(stems, return_tensors="pt", padding=True).values()
+    tuples = [(x, m) for x, m in zip(ids.split(size), mask.split(size))]
+    dicts = [{"input_ids": x, "attention_mask": m} for x, m in tuples]
+
+    def of_tuple(model, batch):
+        return model(input_ids=batch[0], attention_mask=batch[1], labels=batch[0]).loss
+
+    def of_dict(model, batch):
+        return of_tuple(model, (batch["input_ids"], batch["attention_mask"]))
+
+    one = fit_posterior(model, of_tuple, tuples, "laplace_diag", precision=1.0)
+    other = fit_posterior(model, of_dict, dicts, "laplace_diag", precision=1.0)
+    assert all(torch.equal(v, other.variance[name]) for name, v in one.variance.items())
+    named = [{"x": x, "mask": m} for x, m in tuples]  # names that are not transformers' own
+    third = fit_posterior(model, lambda m, b: of_tuple(m, (b["x"], b["mask"])), named, "laplace_diag", precision=1.0)
+    assert all(torch.equal(v, third.variance[name]) for name, v in one.variance.items())
+
+
+@pytest.mark.parametrize("batch", [{"texts": ["a", "b"]}, (["a", "b"],), {"weight": torch.tensor(1.0)}])
+def test_a_batch_without_a_row_an_example_is_refused(model, batches, batch):
+    with pytest.raises(ValueError, match="no tensor of one row an example"):
+        fit_posterior(model, lambda m, _: loss(m, batches[0]), [batch], "laplace_diag", precision=1.0)
+
+
+def test_a_loss_that_overflows_is_beyond_the_tolerance(model, batches):
+    at_mean = read_weights(model)
+
+    def bounded(model, batch):
+        moved = max(float((w - at_mean[name]).abs().max()) for name, w in read_weights(model).items())
+        return loss(model, batch) * (1.0 if moved < widest else float("inf"))
+
+    widest = float("inf")
+    free = fit_posterior(model, bounded, batches[:1], "tfb", tolerance=1e6, samples=1).metadata["sigma_q"]
+    drawn = fit_posterior(model, bounded, batches[:1], "tfb", tolerance=0.003, samples=1)
+    widest = 2 * max(float((w - at_mean[name]).abs().max()) for name, w in drawn.sample(0).items())
+    assert 0 < fit_posterior(model, bounded, batches[:1], "tfb", tolerance=1e6, samples=1).metadata["sigma_q"] < free

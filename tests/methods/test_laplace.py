@@ -19,9 +19,12 @@ from ivon_lora_lite import (
     answer_logits,
     collate,
     entropy,
+    finetune,
     laplace,
     linearized_laplace,
+    load_model,
     load_posterior,
+    load_run,
     predict,
     score,
     tau_sweep,
@@ -370,6 +373,24 @@ def test_a_prior_around_the_start_counts_what_training_moved(model, weights, que
         p, _ = prior_precision({name: posterior.eigenvalues(name) for name in moved}, norm)
         assert posterior.precision == pytest.approx(p, rel=1e-3)
     assert around.precision > 5 * zero.precision and around.metadata["prior_mean"] == "start"
+
+
+@pytest.mark.slow
+def test_a_run_from_a_folder_has_the_start_that_it_had_in_memory(tiny_folder, questions, tmp_path):
+    options = {"optimizer": "adamw", "steps": 4, "batch_size": 2, "lr": 1e-2, "progress": False}
+    model = load_model(tiny_folder, dtype="fp32", device="cpu", progress=False)
+    run = finetune(model, questions, **options)
+    again = load_run(run.save(tmp_path / "run"), progress=False)
+    here, there = (laplace(r, questions, "diag", centre="start").posterior for r in (run, again))
+    assert there.metadata["prior_precision"] == pytest.approx(here.metadata["prior_precision"], rel=1e-4)
+    zero = laplace(again, questions, "diag", centre="zero").posterior.metadata["prior_precision"]
+    assert there.metadata["prior_precision"] > 5 * zero
+    further = finetune(model, questions, start=run.weights, **options)
+    loaded = finetune(again.model, questions, **options)
+    for continued in (further, load_run(further.save(tmp_path / "on"), progress=False),
+                      load_run(loaded.save(tmp_path / "loaded"), progress=False)):  # fmt: skip
+        with pytest.raises(ValueError, match="not known any more"):
+            laplace(continued, questions, "diag", centre="start")
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from ivon_lora_lite import LoraSettings, collate, finetune, load_posterior, load_run, load_task, predict, tau_sweep
+from ivon_lora_lite import (
+    LoraSettings,
+    collate,
+    finetune,
+    load_model,
+    load_posterior,
+    load_run,
+    load_task,
+    predict,
+    tau_sweep,
+)
 from ivon_lora_lite.evaluation import jacobian, visit_gradients
 from ivon_lora_lite.language import answer_logits
 from ivon_lora_lite.language.adapters import peft_config
@@ -171,6 +182,29 @@ def test_settings_out_of_range_are_refused(settings):
             kind(**settings)
 
 
+@pytest.mark.parametrize("kind", [blob, scalabl, pac_tuning])
+@pytest.mark.parametrize("wrong", ["prior_sgima", "kl_wieght"])
+def test_settings_of_another_name_are_refused(model, task, kind, wrong):
+    with pytest.raises(ValueError, match=f"has no setting '{wrong}'"):
+        kind(model, task, **SHORT, **{wrong: 7.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "given"), [(scalabl, "adapter"), (scalabl, "start"), (blob, "start")])
+def test_training_goes_on_from_an_adapter_or_from_weights(kind, given, tiny_folder, task, tmp_path):
+    options = {"dtype": "fp32", "device": "cpu", "progress": False}
+    model, questions = load_model(tiny_folder, **options), task.test[:4]
+    run = finetune(model, task, optimizer="adamw", **SHORT, lr=1e-2)
+    expected = predict(run, questions).logits
+    still, start = {**SHORT, "steps": 1, "lr": 1e-12, "noise_lr": 1e-12}, {"start": run.weights}
+    fresh = kind(model, task, **still)
+    assert not torch.allclose(predict(fresh, questions).logits, expected, atol=1e-3)
+    if given == "adapter":
+        model, start = load_model(tiny_folder, adapter=run.save(tmp_path / "run"), **options), {}
+    found = kind(model, task, **still, **start)
+    torch.testing.assert_close(predict(found, questions).logits, expected, atol=1e-4, rtol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------ ScalaBL
 
 
@@ -266,6 +300,19 @@ def test_the_bisection_finds_what_a_grid_finds():
     assert largest_within(change, 2.0, 1e-3, 1.0, 20) == 1.0
     with pytest.raises(ValueError, match="beyond the tolerance of 1e-09 already"):
         largest_within(change, 1e-9, 1e-3, 1.0, 20)
+
+
+def test_noise_that_overflows_is_too_much(model, task, monkeypatch):
+    def bounded(source, questions, *, posterior=None, **options):
+        if posterior is not None and posterior.metadata["sigma_q"] > limit:
+            raise FloatingPointError("the draw's logits are not finite")
+        return predict(source, questions, posterior=posterior, **options)
+
+    run = finetune(model, task, optimizer="adamw", **{**SHORT, "steps": 2}, lr=1e-2)
+    limit = 0.003
+    monkeypatch.setattr(sys.modules["ivon_lora_lite.methods.tfb"], "predict", bounded)
+    found = tfb(run, task.validation[:4], tolerance=1e6, samples=1, halvings=8).posterior.metadata["sigma_q"]
+    assert 0.9 * limit < found <= limit
 
 
 def test_a_larger_tolerance_allows_more_noise_and_labels_may_be_the_models_own(model, task):

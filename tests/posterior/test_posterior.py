@@ -22,7 +22,7 @@ from ivon_lora_lite import (
     lora_parameters,
     trainable,
 )
-from ivon_lora_lite.posterior import POSTERIOR_FILE, applied_weights
+from ivon_lora_lite.posterior import POSTERIOR_FILE, applied_weights, put_weights, read_weights, reset_lora
 
 FORMAT = "ivon_lora_lite.GaussianPosterior/1"
 
@@ -448,6 +448,43 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tiny_model):
     assert_same(weights(model), before)
 
 
+def test_weights_are_not_put_into_a_merged_adapter_where_they_would_have_no_effect(tiny_model):
+    model = tiny_model(trained=True)
+    q = of_model(model)
+    model.merge_adapter()
+    for put in (lambda: put_weights(model, q.mean), lambda: q.applied(model, 1).__enter__()):
+        with pytest.raises(ValueError, match="merged into the base model"):
+            put()
+    model.unmerge_adapter()
+    put_weights(model, q.mean)
+    assert_same(read_weights(model), dict(q.mean))
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_a_second_adapter_is_reset_to_its_own_first_weights(tiny_model, rank):
+    import peft
+
+    model = tiny_model(trained=True)
+    reset_lora(model, 0)
+    options = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["lm_head"], "init_lora_weights": False}
+    model.add_adapter("other", peft.LoraConfig(r=rank, **options))
+    model.set_adapter("other")
+    first = read_weights(model)
+    for seed in (0, 1):
+        reset_lora(model, seed)
+        assert_same(read_weights(model), first)
+        put_weights(model, {name: w + 1 for name, w in first.items()})
+    model.delete_adapter("other")  # another one may have its name
+    model.add_adapter("other", peft.LoraConfig(r=rank // 2, **options))
+    model.set_adapter("other")
+    again = read_weights(model)
+    reset_lora(model, 0)
+    assert_same(read_weights(model), again)
+    model.set_adapter("default")
+    reset_lora(model, 0)
+    assert all((w == 0).all() == (".lora_B." in name) for name, w in read_weights(model).items())
+
+
 # ---------------------------------------------------------------------------------------------------------- where from
 
 
@@ -593,3 +630,15 @@ def test_a_pruned_kronecker_posterior_is_zero_there_in_every_draw(tmp_path):
         expected = q.covariance({"w": jacobian["w"].masked_fill(mask, 0.0)})
         torch.testing.assert_close(kept.covariance(jacobian), expected)
         assert (kept.variance["w"][mask] < 1e-30).all()
+
+
+def test_pruning_a_kronecker_posterior_again_keeps_what_was_pruned_before():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(5, 5, generator=generator), torch.randn(6, 6, generator=generator)
+    q = KroneckerPosterior.from_factors({"w": torch.randn(6, 5, generator=generator)}, {"w": (a @ a.T, b @ b.T)}, 1.0)
+    once = q.prune(0.5)
+    gone = once.pruned["w"]
+    for twice in (once.prune(0.1), once.prune(0.5)):
+        assert torch.equal(twice.mean["w"] == 0, gone) and torch.equal(twice.sample(0)["w"] == 0, gone)
+    more = once.prune(0.8)
+    assert (more.sample(0)["w"] == 0).sum() == 24 and (more.mean["w"][gone] == 0).all()

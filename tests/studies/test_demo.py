@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import html
 import json
+import platform
 import re
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -27,6 +29,7 @@ from ivon_lora_lite import (
 )
 from ivon_lora_lite.cli import main
 from ivon_lora_lite.evaluation import METRICS
+from ivon_lora_lite.files import LOCK
 from ivon_lora_lite.methods import temperature
 from ivon_lora_lite.studies import demo as demo_module
 from ivon_lora_lite.studies.demo import METHODS, METRICS_FILE, summarize, table
@@ -317,6 +320,15 @@ def test_the_recorded_training_size_is_the_one_that_was_there(model, questions, 
 
 
 @pytest.mark.slow
+def test_the_lock_of_a_process_that_is_no_more_is_no_obstacle(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    gone.wait()
+    (tmp_path / LOCK).write_text(json.dumps({"pid": gone.pid, "host": platform.node()}))
+    with pytest.raises(FileNotFoundError, match="no model here"):
+        run_demo(tmp_path, model="no model here", report=False, **QUIET)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failure_while_writing_keeps_the_former_demo_and_nothing_of_a_new_one(model, tmp_path, monkeypatch):
     small = TINY | {"steps": 1, "test_size": 4}
     run_demo(tmp_path / "former", model=model, report=False, **small, **QUIET)

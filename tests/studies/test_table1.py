@@ -47,6 +47,10 @@ FLAGS = [word for name, value in SMOKE.items() for word in (f"--{name.replace('_
 CELLS = 2 * (len(METHODS) - 1) + 1  # two seeds of everything, and one ensemble
 
 
+def quiet(*_, **__):
+    pass
+
+
 def command(model, out, *more) -> list[str]:
     return ["table1", "--model", str(model), "--dtype", "fp32", "--seeds", "21", "42", *FLAGS, "--out", str(out), *more]
 
@@ -387,6 +391,53 @@ def test_settings_chosen_for_a_task_reach_its_method_alone(tiny_folder, tmp_path
     for wrong, sentence in (({"everyday": {"sgd": {}}}, "no method 'sgd'"), ({"else": {}}, "no task 'else'")):
         with pytest.raises(ValueError, match=sentence):
             run_table(tmp_path / "new", ["everyday"], ["adamw"], settings=replace(settings, chosen=wrong))
+
+
+@pytest.mark.slow
+def test_settings_chosen_for_swa_and_laplace_are_theirs(tiny_folder, tmp_path):
+    chosen = {"swa": {"lr": 3e-2}, "laplace_diag": {"centre": "start"}}
+    settings = Settings(model=str(tiny_folder), dtype="fp32", chosen={"everyday": chosen}, **SMOKE)
+    for out, methods in (("with", ["adamw", "swag", "swa", "laplace_diag"]), ("alone", ["adamw", "swa"])):
+        run_table(tmp_path / out, ["everyday"], methods, [21], settings, say=quiet)
+    found = {r.cell.method: r for r in load_records(tmp_path / "with")}
+    alone = {r.cell.method: r for r in load_records(tmp_path / "alone")}
+    assert found["swa"].content["settings"]["lr"] == 3e-2 != found["swag"].content["settings"]["lr"]
+    assert torch.equal(found["swa"].predictions.logits, alone["swa"].predictions.logits)
+    assert load_run(found["laplace_diag"].folder).posterior.metadata["prior_mean"] == "start"
+
+
+@pytest.mark.parametrize("method", ["temperature", "ensemble", "mc_dropout", "adamw@early", "ivon@mean"])
+def test_a_method_without_settings_has_none_to_choose(tiny_folder, tmp_path, method):
+    settings = Settings(model=str(tiny_folder), dtype="fp32", chosen={"everyday": {method: {"samples": 7}}}, **SMOKE)
+    with pytest.raises(ValueError, match=f"{method} has no settings to choose"):
+        run_table(tmp_path, ["everyday"], ["adamw"], [21], settings, say=quiet)
+
+
+def test_a_row_stands_on_a_run_with_the_same_settings(copy, tiny_folder):
+    shutil.rmtree(copy / "everyday@2" / "temperature")
+    settings = Settings(model=str(tiny_folder), dtype="fp32", **{**SMOKE, "steps": 8})
+    with pytest.raises(ValueError, match="adamw/seed21 was made with steps=6, and now steps=8 is asked for"):
+        run_table(copy, ["everyday"], ["temperature"], [21], settings, say=quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quiz", "quiz/quiz.jsonl"])
+def test_checkpoints_lie_below_the_table_and_not_beside_the_data(tiny_folder, tmp_path, monkeypatch, name):
+    data, kept, places = tmp_path / "quiz", tmp_path / "quiz" / "adamw" / "seed21" / "kept.txt", []
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    rows = [json.dumps({"question": q.stem, "choices": q.choices, "answer": q.answer}) for q in load_task().train[:30]]
+    split = {"quiz.jsonl": rows} if name.endswith("l") else {"train.jsonl": rows[:20], "test.jsonl": rows[20:]}
+    for file, part in split.items():
+        (data / file).write_text("\n".join(part))
+    before = files(data)
+    make = METHODS["adamw"].make
+    seen = replace(METHODS["adamw"], make=lambda bench: (places.append(bench.checkpoints), make(bench))[1])
+    monkeypatch.setitem(METHODS, "adamw", seen)
+    settings = Settings(model=str(tiny_folder), dtype="fp32", checkpoint_every=2, **{**SMOKE, "test_size": 3})
+    run_table(tmp_path / "out", [str(tmp_path / name)], ["adamw"], [21], settings, say=quiet)
+    assert files(data) == before and len(load_records(tmp_path / "out")) == 1
+    assert len(places) == 1 and places[0].is_relative_to(tmp_path / "out" / ".checkpoints")
 
 
 def test_what_is_trained_on_one_task_is_tested_on_another(tiny_folder, tmp_path):

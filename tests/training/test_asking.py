@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ivon_lora_lite import finetune, load_run, load_task, predict
+from ivon_lora_lite import Question, finetune, load_model, load_run, load_task, predict
 from ivon_lora_lite.cli import main
 from ivon_lora_lite.training import ask, question_for, with_threshold
 
@@ -55,10 +56,55 @@ def test_the_threshold_answers_the_share_that_was_asked_for(run, task, tmp_path)
     assert [a.abstains for a in ask(again, task.validation[:20], samples=3)] == [a.abstains for a in answers]
 
 
+def test_the_threshold_is_for_the_draws_with_which_it_was_chosen(run, task):
+    questions = task.validation[:8]
+    ready = with_threshold(run, questions, 0.75, samples=3)
+    assert ready.config["abstain"]["samples"] == 3 and ready.config["abstain"]["tau"] == 1.0
+    answers = ask(ready, questions)
+    assert sum(a.abstains for a in answers) == 2 and {len(a.draws) for a in answers} == {3}
+    for other in ({"samples": 4}, {"samples": 0}, {"tau": 0.5}):
+        assert all(a.abstains is None for a in ask(ready, questions, **other))
+    at_mean = with_threshold(run, questions, 0.75, samples=0)
+    assert sum(a.abstains for a in ask(at_mean, questions)) == 2
+    assert ask(at_mean, questions, samples=3)[0].abstains is None
+
+
+@pytest.fixture
+def classifier(tiny_folder):
+    """A run whose classes are bad and good."""
+    model = load_model(tiny_folder, labels=2, dtype="fp32", device="cpu", progress=False)
+    rows = [
+        Question(f"{word}? Answer:", ("bad", "good"), i % 2, f"{word}?", ("A", "B")) for i, word in enumerate("abcd")
+    ]
+    return finetune(model, rows, optimizer="adamw", format="class", **SHORT)
+
+
+def test_a_classifier_answers_with_its_own_classes_in_their_order(classifier):
+    assert classifier.config["classes"] == ["bad", "good"]
+    answer, same = classifier.ask("I like it."), classifier.ask("I like it.", ["bad", "good"])
+    assert answer.choices == ("bad", "good") and torch.equal(answer.mean, same.mean)
+    for others in (["good", "bad"], ["tree", "stone"], ["bad", "good", "fair"]):
+        with pytest.raises(ValueError, match=f"classes are bad, good, in this order.* has {', '.join(others)}"):
+            classifier.ask("I like it.", others)
+
+
+def test_classes_are_kept_as_they_are_and_other_choices_are_few(run):
+    spaced = replace(run, config={**run.config, "classes": [" bad", "good"]})
+    assert (
+        question_for(spaced, "I like it.").choices
+        == (" bad", "good")
+        == question_for(spaced, "?", ["bad", "good"]).choices
+    )
+    with pytest.raises(ValueError, match="There are 9 choices; expected at most 8"):
+        question_for(spaced, "Which?", list("abcdefghi"))
+
+
 def test_what_is_no_question_is_refused(run):
-    for choices in ([], ["one"], ["same", "same"]):
+    for choices in ([], ["one"], ["same", "same"], ["same", " same "], ["one", ""], ["one", " "]):
         with pytest.raises(ValueError, match="expected at least two different ones"):
             run.ask("Which?", choices)
+    with pytest.raises(ValueError, match="There are 9 choices; expected at most 8"):
+        run.ask("Which?", list("abcdefghi"))
     with pytest.raises(ValueError, match="The question is empty"):
         run.ask(" ", ["a", "b"])
 

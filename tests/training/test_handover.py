@@ -12,7 +12,7 @@ import transformers
 from conftest import ROOT
 from huggingface_hub import ModelCard
 
-from ivon_lora_lite import finetune, load_model, load_run, load_task, predict, score
+from ivon_lora_lite import LoraSettings, finetune, load_model, load_run, load_task, predict, score
 from ivon_lora_lite.cli import main
 from ivon_lora_lite.training import ask
 from ivon_lora_lite.training.asking import TAUS
@@ -61,6 +61,21 @@ def test_a_merged_model_is_a_plain_one_with_the_same_logits(run, task, tmp_path,
     torch.testing.assert_close(logits_of(model, tokenizer, task), expected.logits, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings", "ignore:Input and output embeddings")
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_lora_on_one_of_two_tied_layers_is_merged_into_that_one_alone(tiny_model, task, tmp_path, layer):
+    tied = tiny_model(lora=False, tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path / "base")
+    tied.tokenizer.save_pretrained(tmp_path / "base")
+    lora = LoraSettings(targets=("q_proj", layer))
+    model = load_model(tmp_path / "base", dtype="fp32", device="cpu", lora=lora, progress=False)
+    run = finetune(model, task, optimizer="adamw", **SHORT, lr=0.1)
+    run.merge(tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    expected = predict(run, task.test[:4]).logits
+    torch.testing.assert_close(logits_of(merged, model.tokenizer, task), expected, atol=1e-4, rtol=1e-3)
+
+
 def test_a_quantised_model_is_not_merged_into(run, tmp_path):
     run.config["model"] = {**run.config["model"], "quantize": "8bit"}
     with pytest.raises(ValueError, match="cannot be merged into a quantised model"):
@@ -82,6 +97,23 @@ def test_the_card_says_what_it_is_and_how_good(tiny_folder, tmp_path, capsys):
     again.save(tmp_path / "adamw")
     text = (tmp_path / "adamw" / "README.md").read_text("utf8")
     assert "posterior" not in text and "AutoPeftModelForCausalLM" in text
+
+
+def test_the_card_of_a_classifier_says_how_to_load_it(tiny_folder, tmp_path, monkeypatch):
+    rows = [f"I {'love' if i % 2 else 'hate'} it {i},{'good' if i % 2 else 'bad'}" for i in range(40)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]))
+    monkeypatch.chdir(tmp_path)
+    model = load_model(tiny_folder, labels=2, dtype="fp32", device="cpu", progress=False)
+    run = finetune(model, load_task("reviews.csv"), **SHORT, format="class", ess=2e3)
+    text = (run.save("run") / "README.md").read_text("utf8")
+    assert "AutoPeftModelForSequenceClassification.from_pretrained(FOLDER, num_labels=2)" in text
+    assert 'load_task("reviews.csv").test' in text
+    names = {"FOLDER": "run"}
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(code, names)
+    head = [p for name, p in names["model"].named_parameters() if name.endswith("modules_to_save.default.weight")]
+    assert len(head) == 1 and (tmp_path / "draw" / "adapter_model.safetensors").is_file()
+    torch.testing.assert_close(head[0].detach(), next(w for name, w in run.weights.items() if "score" in name))
 
 
 def test_a_chosen_temperature_is_in_the_card_and_is_what_the_run_predicts_with(tiny_folder, tmp_path, capsys):

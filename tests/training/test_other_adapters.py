@@ -149,6 +149,16 @@ def test_a_model_whose_adapter_acts_otherwise_is_refused_for_a_run(base, task, t
         load_run(tmp_path / "run", own(base, lora_alpha=24))
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_run_whose_start_changed_the_base_model_needs_a_model_with_that_start(base, task, tmp_path, start):
+    run = finetune(own(base, init_lora_weights=start), task, **OPTIONS)
+    run.save(tmp_path / "run")
+    with pytest.raises(ValueError, match=f"init_lora_weights='{start}', the model's True"):
+        load_run(tmp_path / "run", own(base))
+    again = load_run(tmp_path / "run", own(base, init_lora_weights=start))
+    near(predict(again, task.test).logits, predict(run, task.test).logits)
+
+
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel], ids=["compile", "DataParallel"])
 def test_names_are_those_of_the_model_inside_a_wrapper(base, task, wrap):
     model = own(base)

@@ -1,7 +1,9 @@
 """finetune(): what is the same for both optimizers, what a seed fixes, how it resumes."""
 
 import warnings
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import flat
@@ -108,6 +110,19 @@ def test_a_run_resumes_from_its_checkpoint(tiny_model, task, tmp_path, monkeypat
     assert torch.equal(flat(whole.weights), flat(resumed.weights))
 
 
+@pytest.mark.slow
+def test_checkpoints_serve_the_run_that_wrote_them_alone(tiny_model, task, tmp_path):
+    model, options = tiny_model("llama"), {**OPTIONS, "output_dir": tmp_path, "save_every": 2}
+    whole = finetune(model, task, **options)
+    first = task.train[0]
+    others = replace(task, train=[replace(first, answer=(first.answer + 1) % len(first.choices)), *task.train[1:]])
+    with pytest.raises(ValueError, match="holds checkpoints: use resume=True"):
+        finetune(model, task, **{**options, "seed": 1})
+    with pytest.raises(ValueError, match="are of another run .questions"):
+        finetune(model, others, resume=True, **options)
+    assert torch.equal(flat(finetune(model, task, resume=True, **options).weights), flat(whole.weights))
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
@@ -118,11 +133,23 @@ def test_a_run_resumes_from_its_checkpoint(tiny_model, task, tmp_path, monkeypat
         ({"preset": "paper"}, "no settings for 'tiny'"),
         ({"save_every": 2}, "give output_dir"),
         ({"train_size": 0}, "no training questions"),
+        ({"optimizer": "adamw", "learning_rate": 0.5}, "adamw has no setting 'learning_rate'. It has lr, weight_decay"),
+        ({"optimizer": "adamw", "beta1": 0.1}, "adamw has no setting 'beta1'"),
+        ({"optimizer": "ivon", "learning_rate": 0.5}, "ivon has no setting 'learning_rate'. It has .* ess"),
     ],
 )
 def test_wrong_options_are_named(tiny_model, task, wrong, words):
     with pytest.raises(ValueError, match=words):
         finetune(tiny_model("llama"), task, **{**OPTIONS, **wrong})
+
+
+@pytest.mark.parametrize("value", [np.float32(0.25), torch.tensor(0.25)], ids=["NumPy", "torch"])
+@pytest.mark.parametrize("optimizer", ["ivon", "adamw"])
+def test_settings_are_kept_as_plain_numbers(tiny_model, task, tmp_path, optimizer, value):
+    counts = {"steps": np.int64(1), "batch_size": np.int64(2), "accumulation": np.int64(1), "seed": np.int64(3)}
+    run = finetune(tiny_model("llama"), task, optimizer=optimizer, lr=value, **{**OPTIONS, **counts})
+    assert type(run.config["settings"]["lr"]) is float and run.config["settings"]["lr"] == 0.25
+    assert (run.save(tmp_path / "run") / "run.json").is_file()
 
 
 def test_presets_of_the_paper_give_its_noise():

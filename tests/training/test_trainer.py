@@ -295,10 +295,25 @@ def test_draws_of_many_labels_are_averaged_as_a_probability_each(tmp_path):
     torch.testing.assert_close(got.sigmoid(), each.sigmoid().mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_probabilities_near_0_and_1_come_back_as_finite_logits():
+    model = head(BertForSequenceClassification, problem_type="multi_label_classification")
+    logits = torch.tensor([[20.0, -3.0, -200.0]])
+    there, back = averaging(model, logits)
+    large, middle, small = back(there(logits))[0]
+    assert 10 < large < torch.inf and -torch.inf < small < -10 and middle == pytest.approx(-3.0, abs=1e-4)
+
+
 def test_a_head_whose_predictions_have_no_average_is_refused(tmp_path):
     data = [{"input_ids": row["input_ids"], "start_positions": 1, "end_positions": 2} for row in rows(12)]
     with pytest.raises(ValueError, match="cannot average what BertForQuestionAnswering predicts"):
         drawn(head(BertForQuestionAnswering, 2), data, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_next_tokens_are_averaged_as_probabilities(tiny_model, architecture):
+    logits = torch.tensor([[[20.0, -3.0, 0.5]]])
+    there, back = averaging(tiny_model(architecture), logits)
+    torch.testing.assert_close(back(there(logits)), logits.log_softmax(-1))
 
 
 def test_generated_tokens_are_not_averaged(tiny_model):

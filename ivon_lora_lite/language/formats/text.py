@@ -55,7 +55,8 @@ class TextFormat(Format):
 
     def _compared(self, model: nn.Module) -> bool:
         """Score two made-up questions, whose choices have several tokens, both ways."""
-        if model.dtype != torch.float32:  # rounding could hide the difference
+        inner = unwrapped(model)
+        if inner.dtype != torch.float32:  # rounding could hide the difference
             return False
         generator = torch.Generator().manual_seed(0)
         size = text_config(model).vocab_size
@@ -64,7 +65,7 @@ class TextFormat(Format):
             return [torch.randint(size, (n,), generator=generator).tolist() for n in lengths]
 
         batch = pack(made(12, 7), [made(6, 3, 9), made(2, 8)])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch = {name: tensor.to(inner.device) for name, tensor in batch.items()}
         try:
             with evaluating(model), torch.no_grad():
                 slow, fast = self.row_by_row(model, batch, 1), self.packed(model, batch, 1)
@@ -75,8 +76,9 @@ class TextFormat(Format):
     def packed(self, model: nn.Module, batch: Batch, copies: int) -> Tensor:
         """All choices at once: ``[copies, B, C]``."""
         mask = block_mask(batch["block"], batch["sees"])
-        if unwrapped(model).config._attn_implementation == "eager":  # it adds the mask instead of selecting by it
-            dtype = torch.get_autocast_dtype(model.device.type) if torch.is_autocast_enabled() else model.dtype
+        inner = unwrapped(model)
+        if inner.config._attn_implementation == "eager":  # it adds the mask instead of selecting by it
+            dtype = torch.get_autocast_dtype(inner.device.type) if torch.is_autocast_enabled() else inner.dtype
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         out = model(
             input_ids=batch["input_ids"].expand(copies, -1),

@@ -23,7 +23,7 @@ def _csv(path: Path) -> list[dict]:
             names, rows = list(reader.fieldnames or ()), list(reader)
         except csv.Error as error:
             raise ValueError(f"{path} is no CSV that can be read: {error}.") from error
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := [name for name in names if name and names.count(name) > 1]:
         raise ValueError(f"{path} has several columns named {twice[0]!r}: give each a name of its own.")
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
@@ -77,7 +77,7 @@ def _rows(path: Path) -> list[dict]:
     try:
         return READERS[path.suffix.lower()](path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8 ({error.reason}): save it as CSV UTF-8.") from error
+        raise ValueError(f"{path} is not in UTF-8 ({error.reason}): save it in UTF-8.") from error
 
 
 def read(path: Path) -> dict[str, list[dict]]:

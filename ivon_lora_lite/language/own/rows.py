@@ -72,10 +72,7 @@ def read_row(where: str, number: int, split: str, row: dict, columns: Columns) -
     for name in (columns.question, *columns.choices, *answered):
         if name not in row:
             raise ValueError(f"{where}: {name!r} is missing; the row has {', '.join(map(str, row))}.")
-    stem, answer = text_of(row[columns.question]), row[columns.answer] if answered else ""
-    if isinstance(answer, float) and answer.is_integer():  # an index in a column of floats
-        answer = int(answer)
-    answer = text_of(answer)
+    stem, answer = text_of(row[columns.question]), text_of(row[columns.answer]) if answered else ""
     for name in (columns.question, *answered):
         if not text_of(row[name]):
             raise ValueError(f"{where}: {name!r} is empty.")
@@ -87,6 +84,8 @@ def read_row(where: str, number: int, split: str, row: dict, columns: Columns) -
 
 
 def text_of(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():  # an index in a column of floats
+        value = int(value)
     return "" if value is None or value != value else str(value).strip()  # NaN is no text either
 
 

@@ -12,12 +12,11 @@ import torch
 
 from ...evaluation import BINS, METRICS, Predictions, ece_floor, score
 from ...files import provenance, read_json, whole_folder, write_json
-from ...methods import METHODS
+from ...methods import METHODS, METRICS_FILE
 from ...training import write_run
 from .cells import Cell, Context
 from .memory import measure_peak
 
-METRICS_FILE = "metrics.json"
 PREDICTIONS = "predictions.safetensors"
 KEYS = {"config", "scores", "intervals", "history", "seconds", "cost", "provenance"}
 OWN = ("task", "method", "seeds", "splits")  # of the configuration; what is left but "chosen" must agree over a table

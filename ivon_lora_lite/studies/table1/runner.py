@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ...files import read_json
 from ...language import full_name
-from ...methods import METHODS, Settings
+from ...methods import METHODS, METRICS_FILE, Settings
 from .cells import Cell, Context
-from .records import METRICS_FILE, fill, load_record
+from .records import fill, load_record
 
 ENGINES = ("local", "ray")
 
