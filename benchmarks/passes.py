@@ -4,8 +4,8 @@
 
 SmolLM2-135M on the first 160 training questions. Every length is a run of its own with its own decay of the learning
 rate and the small preset's settings for that length, which were chosen on validation questions of `everyday`
-(`benchmarks/search.py`). `everyday` is scored on all its test questions, ARC-Easy (`--hub`) too. A length is a table of
-its own (`ivon_lora_lite table1`): resumable, whole cells only. `--out` gets scores and logits, without weights.
+(`benchmarks/search.py`). Every task is scored on all its test questions; all but `everyday` need `--hub`. A length is a
+table of its own (`ivon_lora_lite table1`): resumable, whole cells only. `--out` gets scores and logits, no weights.
 
 `--show` prints what is finished.
 """

@@ -275,6 +275,7 @@ def earlier_table() -> str:
 TABLES = {
     "short": short_table,
     "exam": lambda: exam_table("arc_easy", "ARC-Easy"),
+    "open book": lambda: exam_table("openbookqa", "OpenBookQA"),
     "passes": passes_table,
     "learned": learned_table,
     "demo": demo_table,

@@ -167,12 +167,12 @@ def test_what_is_said_of_left_out_questions_is_recorded():
 
 
 def test_what_is_said_of_a_second_task_is_recorded():
-    """ARC-Easy, settings of `everyday`: a third to a half of the gain in NLL, and no accuracy to tell apart."""
+    """ARC-Easy, settings of `everyday`: less than half of the gain in NLL, and no accuracy to tell apart."""
     records = {title: lengths[20] for title, lengths in by_length(RUNS / "passes", "arc_easy").items()}
     own = {title: lengths[20] for title, lengths in by_length(RUNS / "passes").items()}
     for title in ("AdamW", "IVON"):
         assert records[title][0].content["settings"] == own[title][0].content["settings"]
-        assert len(records[title]) == 2 and len(records[title][0].predictions.labels) == 2365
+        assert len(records[title]) == 3 and len(records[title][0].predictions.labels) == 2365
 
     def difference(rows, a, b):
         return paired_differences([r.predictions for r in rows[a]], [r.predictions for r in rows[b]])
@@ -192,7 +192,24 @@ def test_what_is_said_of_a_second_task_is_recorded():
     assert difference(records, *scaled)["nll"]["interval"][1] < 0
     for pair in (("AdamW", "IVON"), ("AdamW + temperature", "IVON"), scaled):
         share = difference(records, *pair)["nll"]["difference"] / difference(own, *pair)["nll"]["difference"]
-        assert 0.3 < share < 0.5
+        assert 0.25 < share < 0.5
+
+
+def test_what_is_said_of_a_task_that_the_model_hardly_knows_is_recorded():
+    """OpenBookQA, one seed: IVON's mean gains accuracy, and needs a temperature; its draws alone are overconfident."""
+    records = {title: lengths[20] for title, lengths in by_length(RUNS / "passes", "openbookqa").items()}
+    predictions = {title: [r.predictions for r in rows] for title, rows in records.items()}
+    assert len(records["IVON"]) == 1 and len(records["IVON"][0].predictions.labels) == 500
+    scaled = "AdamW + temperature", "IVON@mean + temperature"
+    for (a, b), metric in ((("AdamW", "IVON@mean"), "acc"), (scaled, "nll")):
+        found = paired_differences(predictions[a], predictions[b])[metric]
+        low, high = found["interval"]
+        said = f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+        assert low * high > 0 and said in " ".join(README.split())
+    assert paired_differences(predictions[scaled[0]], predictions["IVON"])["nll"]["interval"][0] > 0
+    scores = {title: rows[0].scores for title, rows in records.items()}
+    assert min(scores, key=lambda title: scores[title]["nll"]) == scaled[1]
+    assert scores["AdamW"]["ece"] > scores["IVON"]["ece"] > records["IVON"][0].floor + 0.1
 
 
 def test_what_is_said_of_planted_labels_is_recorded():
