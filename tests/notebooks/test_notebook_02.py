@@ -205,7 +205,7 @@ def test_what_it_says_of_clipping_and_of_the_variance_is_recorded():
     assert all(row["ivon_clipped"] > 0.99 and row["ivon_variance_drift"] < 1.01 for row in as_in_the_paper)
     learned = [history(file) for file in (RUNS / "passes").glob("*/*/ivon/seed*/metrics.json")]
     assert {round(run[-1]["step"]) for run in learned} == {200, 800, 1600}
-    assert all(1.4 < run[-1]["ivon_variance_drift"] < 1.9 and run[-1]["ivon_clipped"] < 0.5 for run in learned)
+    assert all(1.4 < run[-1]["ivon_variance_drift"] < 1.9 and run[-1]["ivon_clipped"] < 0.6 for run in learned)
     for pattern in ("table1-5-passes/*/ivon/seed*", "passes/*/*/ivon/seed*"):
         for file in RUNS.glob(f"{pattern}/metrics.json"):
             settings = json.loads(file.read_text("utf8"))["settings"]
