@@ -59,9 +59,9 @@ def merge(run: Trained, folder: str | os.PathLike, seed: int | None = None, tau:
     with whole_folder(folder, last="config.json") as temporary:
         with applied_weights(run.model, weights):
             merged = copy.deepcopy(unwrapped(run.model))
-        untied = _untie(merged)
+        if _untie(merged):
+            merged.get_base_model().config.tie_word_embeddings = False
         merged = merged.merge_and_unload()
-        merged.config.tie_word_embeddings &= not untied
         merged.save_pretrained(temporary)
         tokenizer_of(run.model).save_pretrained(temporary)
     return folder
