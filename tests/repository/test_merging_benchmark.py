@@ -36,7 +36,7 @@ def test_moves_lead_to_the_average_and_to_what_merge_runs_gives(tiny_folder):
     model = load_model(str(tiny_folder), dtype="fp32", progress=False)
     options = {"steps": 3, "train_size": 6, "seed": 21, "eval_every": 0, "progress": False, "beta2": 0.9}
     runs = [finetune(model, load_task(name), **options) for name in ("everyday", "everyday@1")]
-    start, moves, merged = script.start_of(runs[0]), script.moves(runs), merge_runs(runs).weights
+    start, moves, merged = script.started_from(runs[0]), script.moves(runs), merge_runs(runs).weights
     for name, m0 in start.items():
         torch.testing.assert_close(m0 + moves["average"][name], (runs[0].weights[name] + runs[1].weights[name]) / 2)
         torch.testing.assert_close(m0 + moves["precision"][name], merged[name])
