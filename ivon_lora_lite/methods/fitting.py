@@ -120,8 +120,8 @@ def _length(batch: object) -> int:
     """How many examples a batch has."""
     if isinstance(batch, Tensor) or not isinstance(batch, Mapping | UserDict | tuple):
         return len(batch)
-    parts = batch if isinstance(batch, tuple) else [batch.get(name) for name in ("labels", "answers", "input_ids")]
-    parts = [*parts, *(() if isinstance(batch, tuple) else batch.values())]
+    usual = ("labels", "answers", "input_ids")
+    parts = batch if isinstance(batch, tuple) else [*(batch.get(name) for name in usual), *batch.values()]
     for part in parts:
         if isinstance(part, Tensor) and part.dim():
             return len(part)

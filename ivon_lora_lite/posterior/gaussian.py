@@ -61,20 +61,22 @@ class GaussianPosterior(Posterior):
     def from_optimizer(cls, optimizer: IVON, model: nn.Module, **metadata: object) -> GaussianPosterior:
         """The posterior that an IVON optimizer holds over a model's trainable parameters.
 
-        λ and δ (per group, where groups differ) and the step count go into the metadata.
+        λ and δ (per group, where groups differ) and the step count go into the metadata. Weights that another optimizer
+        trains are points.
         """
-        names = {id(p): name for name, p in trainable(model).items()}
-        groups = [[p for p in group["params"] if id(p) in names] for group in optimizer.param_groups]
-        params = [p for group in groups for p in group]
-        if not params:
+        weights, own = trainable(model), {id(p) for group in optimizer.param_groups for p in group["params"]}
+        learned = {name: p for name, p in weights.items() if id(p) in own}
+        if not learned:
             raise ValueError("None of the optimizer's parameters is a trainable parameter of this model.")
-        facts: dict[str, object] = {"step": max(optimizer.state[p].get("step", 0) for p in params)}
+        facts: dict[str, object] = {"step": max(optimizer.state[p].get("step", 0) for p in learned.values())}
+        if points := sorted(weights.keys() - learned.keys()):
+            facts["points"] = points
         for fact in ("ess", "weight_decay"):
             values = [group[fact] for group in optimizer.param_groups]
             facts[fact] = values[0] if len(set(values)) == 1 else values
         return cls(
-            {names[id(p)]: optimizer.mean(p).detach().cpu().clone() for p in params},
-            {names[id(p)]: optimizer.variance(p).detach().cpu() for p in params},
+            {name: optimizer.mean(p).detach().cpu().clone() for name, p in weights.items()},
+            {name: optimizer.variance(p).detach().cpu() for name, p in learned.items()},
             facts | metadata,
         )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..evaluation import METRICS, Scores
 from ..files import write_text
+from ..language import EMBEDDED, HUB_ID
 
 CARD = "README.md"
 WITH_PEFT = """```python
@@ -36,6 +37,7 @@ def write_card(
         posterior: whether the run has one.
     """
     base, method = config["model"].get("name", "unknown"), config.get("method", config["optimizer"])
+    base = HUB_ID if base == EMBEDDED else base
     classes = config.get("classes")
     head = "SequenceClassification" if classes else "CausalLM"
     arguments = f"FOLDER, num_labels={len(classes)}" if classes else "FOLDER"

@@ -541,6 +541,17 @@ def test_from_optimizer_holds_what_ivon_learned(tiny_model, questions):
     assert_same(dict(q.variance), variance)
 
 
+def test_weights_of_another_optimizer_are_points(tiny_model):
+    model = tiny_model(trained=True)
+    params = trainable(model)
+    name, p = next(iter(params.items()))
+    optimizer = IVON([q for q in params.values() if q is not p], lr=0.1, ess=1e4)
+    q = GaussianPosterior.from_optimizer(optimizer, model)
+    assert q.metadata["points"] == [name] and q.variance.keys() == params.keys() - {name}
+    with q.applied(model, seed=1):
+        assert [n for n, w in trainable(model).items() if torch.equal(w, q.mean[n])] == [name]
+
+
 def test_from_optimizer_takes_the_fp32_mean_of_16_bit_weights():
     torch.manual_seed(0)
     model = nn.Linear(8, 8).bfloat16()

@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard
 
 from ivon_lora_lite import LoraSettings, finetune, load_model, load_run, load_task, predict, score
 from ivon_lora_lite.cli import main
-from ivon_lora_lite.training import ask
+from ivon_lora_lite.language import EMBEDDED, HUB_ID
+from ivon_lora_lite.training import ask, write_card
 from ivon_lora_lite.training.asking import TAUS
 
 SHORT = {"steps": 2, "train_size": 8, "progress": False, "eval_every": 0}
@@ -157,3 +158,9 @@ def test_transformers_serves_the_mean_and_draws_as_the_page_says(run, task, tiny
     model.set_adapter("mean")
     at_mean = predict(run, task.test[:4]).logits
     torch.testing.assert_close(logits_of(model, tokenizer, task), at_mean, atol=1e-4, rtol=1e-3)
+
+
+def test_the_card_names_the_embedded_model_as_the_hub_does(tmp_path):
+    config = {"model": {"name": EMBEDDED}, "optimizer": "ivon", "task": "everyday@2", "format": "text"}
+    write_card(tmp_path, config)
+    assert ModelCard.load(tmp_path / "README.md").data.base_model == HUB_ID
