@@ -66,6 +66,11 @@ class TauSweep:
         """Number of draws S."""
         return self.logits.shape[1]
 
+    @property
+    def fewest(self) -> int:
+        """Draws that every τ has; the mean needs one. Values of τ compare with equally many only."""
+        return min((made for tau, made in zip(self.taus, self.drawn) if tau), default=self.samples)
+
     @cached_property
     def probabilities(self) -> Tensor:
         """Averages over the first 1, 2, … S draws, ``[T, S, N, C]``: entry s−1 is the ensemble of s draws.
@@ -117,8 +122,9 @@ class TauSweep:
         return score(self.at(tau, samples, linear=linear), self.labels, **options)
 
     def curves(self, samples: int | None = None, bins: int = BINS) -> dict[str, Tensor]:
-        """The four metrics over the grid, name → ``[T]``."""
-        return all_metrics(self.probabilities[:, self._count(samples) - 1], self.labels, bins)
+        """The four metrics over the grid, name → ``[T]``, of :attr:`fewest` draws or of up to ``samples``."""
+        count = self.fewest if samples is None else self._count(samples)
+        return all_metrics(self.probabilities[:, count - 1], self.labels, bins)
 
     def linear_curves(self, taus: Sequence[float], bins: int = BINS) -> dict[str, Tensor]:
         """The four metrics of the linearised Gaussian at any τ, name → ``[len(taus)]``."""
@@ -144,9 +150,8 @@ class TauSweep:
         tensors, facts = read_tensors(path, cls.FORMAT, "τ sweep")
         linear = None
         if "linear_mean" in tensors:
-            linear = Linearized(
-                tensors["linear_mean"], tensors["linear_covariance"], tensors["labels"], facts.get("linear", {})
-            )
+            mean, covariance = tensors["linear_mean"], tensors["linear_covariance"]
+            linear = Linearized(mean, covariance, tensors["labels"], facts.get("linear", {}))
         drawn = tuple(facts.get("drawn", ()))
         return cls(tuple(facts["taus"]), tensors["logits"], tensors["labels"], linear, facts["metadata"], drawn)
 
@@ -193,8 +198,7 @@ def tau_sweep(
     taus = tuple(sorted({float(tau) for tau in taus}))
     rows, counts = [], tuple(1 if tau == 0 else samples if tau == 1 else elsewhere for tau in taus)
     for tau, count in zip(taus, counts):
-        seeds = [seed + s for s in range(count)]
-        made = batches.draws(asked.posterior, seeds, tau, draws_per_pass, progress)
+        made = batches.draws(asked.posterior, range(seed, seed + count), tau, draws_per_pass, progress)
         rows.append(made[torch.arange(samples) % count])  # [S, N, C]
     facts = {"samples": samples, "seed": seed, **(metadata or {})}
     return TauSweep(taus, torch.stack(rows), batches.labels, linear, facts, counts)
@@ -215,7 +219,7 @@ def choose_tau(
             τ.
         max_accuracy_loss: how much accuracy may be given up against τ = 0, as a share: 0.01 is one point, 1.0 no limit.
         taus: candidates for a linearised Gaussian; default: 0, 0.05 … 1.5.
-        samples: draws of a sampled sweep to judge by, as many as you will predict with; default: all.
+        samples: draws of a sampled sweep to judge by, as many as you will predict with; default: what every τ has.
 
     Returns:
         τ and a sentence that states the trade-off.

@@ -35,7 +35,7 @@ from .laplace_approximation import (
 )
 from .pac_tuning import PAC_TUNING, PacSettings, pac_tuning
 from .scalabl import SCALABL, RowPosterior, ScalablSettings, scalabl
-from .temperature_scaling import TEMPERATURE, TEMPERATURE_IVON, temperature
+from .temperature_scaling import TEMPERATURE, TEMPERATURE_IVON, TEMPERATURE_LAPLACE, temperature
 from .tfb import TFB, TFB_BLOB, TFB_IVON, balanced, tfb
 from .weight_averaging import SWA, SWAG, WeightCollector, swa, swag
 
@@ -43,8 +43,8 @@ from .weight_averaging import SWA, SWAG, WeightCollector, swa, swag
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, LAPLACE_VALIDATION, LAPLACE_DIAG_VALIDATION, SWA, SWAG,
-        TEMPERATURE, ENSEMBLE, TFB, BLOB_MEAN, BLOB, TFB_BLOB, SCALABL, PAC_TUNING, IVON_MEAN, TEMPERATURE_IVON,
-        IVON_DRAWS, IVON_LINEARIZED, TFB_IVON,
+        ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, LAPLACE_VALIDATION, LAPLACE_DIAG_VALIDATION,
+        TEMPERATURE_LAPLACE, SWA, SWAG, TEMPERATURE, ENSEMBLE, TFB, BLOB_MEAN, BLOB, TFB_BLOB, SCALABL, PAC_TUNING,
+        IVON_MEAN, TEMPERATURE_IVON, IVON_DRAWS, IVON_LINEARIZED, TFB_IVON,
     )
 }  # fmt: skip

@@ -5,8 +5,8 @@ import time
 
 from torch import Tensor
 
-from ..evaluation import Predictions, predict
-from .base import Bench, Method, Result
+from ..evaluation import Predictions, linearized, predict
+from .base import Bench, Method, Result, numbers_per_weight
 
 RANGE = (0.02, 50.0)  # of T: beyond it predictions are all but one-hot, or all but uniform
 HALVINGS = 60
@@ -67,6 +67,16 @@ def _make(bench: Bench) -> Result:
     return Result(scaled, None, {"fit": time.perf_counter() - started}, facts={"temperature": chosen})
 
 
+def _make_linearized(bench: Bench) -> Result:
+    line = linearized(bench.run, bench.questions, progress=bench.progress)
+    started = time.perf_counter()
+    held_out = linearized(bench.run, bench.validation, progress=bench.progress)
+    scaled, chosen = temperature(held_out.predictions(), line.predictions())
+    seconds = {"fit": time.perf_counter() - started}
+    floats = numbers_per_weight(bench.run.posterior, bench.run)
+    return Result(scaled, None, seconds, floats, 1 + 2 * line.mean.shape[1], {"temperature": chosen})
+
+
 TEMPERATURE = Method(
     "temperature",
     "+ temperature",
@@ -80,4 +90,11 @@ TEMPERATURE_IVON = Method(
     "temperature scaling of IVON's logits at the mean",
     _make,
     stands_on="ivon",
+)
+TEMPERATURE_LAPLACE = Method(
+    "temperature@laplace_kfac",
+    "+ Laplace (KFAC) + temperature",
+    "temperature scaling of Laplace's predictions, the prior precision chosen by the evidence",
+    _make_linearized,
+    stands_on="laplace_kfac",
 )

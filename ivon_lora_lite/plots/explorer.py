@@ -49,7 +49,7 @@ class TauExplorer:
             value=start, min=0, max=line_taus(sweep)[-1], step=0.01, description="τ", style=narrow
         )
         self._samples = widgets.IntSlider(
-            value=sweep.samples, min=1, max=sweep.samples, description="draws S", style=narrow
+            value=sweep.fewest, min=1, max=sweep.samples, description="draws S", style=narrow
         )
         options = ["sampled"] + (["linearised"] if sweep.linear is not None else [])
         self._mode = widgets.ToggleButtons(options=options, style={"button_width": "90px"})

@@ -11,6 +11,8 @@ from torch import Tensor
 from ..evaluation import BINS, METRICS, Scores, TauSweep, mean_and_error, reliability
 from .style import AXIS, COLORS, LAYOUT, TITLES, axis_range, color_of, rounded
 
+SYMBOLS = {"AdamW": "diamond", "AdamW, early-stopped": "diamond-open", "AdamW + temperature": "cross"}
+
 
 def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = None) -> go.Figure:
     """Accuracy, ECE, NLL and Brier score against τ (Figure 1 of Cong et al. 2024), with a marker at one τ.
@@ -18,17 +20,17 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
     Args:
         sweep: predictions at several τ.
         tau: where the marker is: a sampled τ, or, with a linearised Gaussian, any τ.
-        samples: number of draws; default: all.
+        samples: number of draws; default: as many as every τ has.
 
     Returns:
         Four panels. Per panel: the sampled points, the linearised curve if there is one, the marker.
     """
     titles = [f"<b>{TITLES[name]}</b>" for name in METRICS]
     figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.13)
-    sampled, taus = sweep.curves(samples), line_taus(sweep)
+    count = sweep.fewest if samples is None else samples
+    sampled, taus = sweep.curves(count), line_taus(sweep)
     line = sweep.linear_curves(taus) if sweep.linear is not None else None
-    at = sweep.scores(tau, samples, linear=tau not in sweep.taus and line is not None, intervals=False)
-    count = sweep.samples if samples is None else samples
+    at = sweep.scores(tau, count, linear=tau not in sweep.taus and line is not None, intervals=False)
     for k, name in enumerate(METRICS):
         place = {"row": k // 2 + 1, "col": k % 2 + 1, "showlegend": k == 0}
         hover = f"τ = %{{x}}<br>{TITLES[name][:-2]} %{{y:.3f}}"
@@ -57,6 +59,8 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
 def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] | None = None) -> go.Figure:
     """Accuracy against NLL: the path that τ walks from the mean outwards, a marker on it, and other methods as points.
 
+    Every τ has as many draws as the τ that has the fewest, so that the path shows what τ does.
+
     The axes hold what :func:`worth_seeing` says; a line that leads out of the picture names where it goes.
 
     Args:
@@ -72,20 +76,21 @@ def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] 
         for name in ("nll", "acc")
     }
     names, shown = [f"τ = {t:g}" for t in sweep.taus], _labelled(sweep.taus, curves, ranges)
+    bend = int(curves["nll"].argmin())  # labels lie on the outer side: above on the way there, then below
+    places = ["top center" if k <= bend else "bottom left" for k in range(len(names))]
     hover = "%{hovertext}<br>NLL %{x:.3f}<br>accuracy %{y:.3f}<extra></extra>"
     figure.add_scatter(
         x=rounded(curves["nll"]), y=rounded(curves["acc"]), mode="markers+lines+text", name="IVON, from τ to τ",
-        text=[name if k in shown else "" for k, name in enumerate(names)], textposition="bottom right",
+        text=[name if k in shown else "" for k, name in enumerate(names)], textposition=places,
         textfont={"size": 12}, line={"color": COLORS["ivon"]}, marker={"size": 7}, hovertext=names, hovertemplate=hover,
     )  # fmt: skip
-    symbols = ["diamond", "diamond-open", "cross", "square", "x"]
-    for k, (title, scores) in enumerate((rivals or {}).items()):
+    for title, scores in (rivals or {}).items():
         color = COLORS["adamw" if title.startswith("AdamW") else "before"]
         figure.add_scatter(
             x=[round(scores["nll"], 4)], y=[round(scores["acc"], 4)], mode="markers", hovertext=[title], name=title,
-            hovertemplate=hover, marker={"color": color, "size": 11, "symbol": symbols[k % len(symbols)]},
+            hovertemplate=hover, marker={"color": color, "size": 11, "symbol": SYMBOLS.get(title, "x")},
         )  # fmt: skip
-    at = sweep.scores(tau, intervals=False)
+    at = sweep.scores(tau, sweep.fewest, intervals=False)
     figure.add_scatter(
         x=[round(at["nll"], 4)], y=[round(at["acc"], 4)], mode="markers", name="now", legendgroup="now",
         hovertext=[f"τ = {tau:g}"], showlegend=False, hovertemplate=hover,
@@ -171,7 +176,7 @@ def seeds_figure(
             raise ValueError(f"The sweeps of {task} are on different τ, so they have no common curve.")
         taus = line_taus(seeds[0])
         linear = [s.linear_curves(taus) for s in seeds if s.linear is not None]
-        fewest = min(count for s in seeds for tau, count in zip(s.taus, s.drawn) if tau or len(s.taus) == 1)
+        fewest = min(s.fewest for s in seeds)
         sampled = [s.curves(fewest) for s in seeds]
         for col, name in enumerate(METRICS, start=1):
             place = {"row": row, "col": col, "showlegend": row == col == 1}
@@ -186,7 +191,8 @@ def seeds_figure(
                     line={"color": COLORS["linear"], "dash": "dash"}, **place,
                 )  # fmt: skip
             figure.add_scatter(
-                x=seeds[0].taus, y=rounded(mean, 3), error_y={"array": rounded(error, 3), "thickness": 1.5},
+                x=[t for t, k in zip(seeds[0].taus, kept.tolist()) if k], y=rounded(mean[kept], 3),
+                error_y={"array": rounded(error[kept], 3), "thickness": 1.5},
                 mode="markers", name=f"IVON, {draws_text(fewest)}", legendgroup="ivon",
                 marker={"color": COLORS["ivon"], "size": 8}, **place,
             )  # fmt: skip

@@ -14,7 +14,6 @@ from ..evaluation import METRICS, Scores, TauSweep, score
 from ..files import write_text
 from .explorer import CAPTION, MEAN
 from .figures import (
-    curve_text,
     draws_text,
     first_tau,
     line_taus,
@@ -146,7 +145,7 @@ def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> st
     start, mean = first_tau(sweep), mean_probabilities(sweep)
     figure, path = tradeoff_figure(sweep, start), path_figure(sweep, start, rivals)
     data = {"metrics": METRICS, "sampled": [_entry(sweep, tau, False) for tau in sweep.taus]}
-    modes = {"sampled": curve_text(sweep, sweep.samples)}
+    modes = {"sampled": draws_text(sweep.fewest)}
     if sweep.linear is not None:
         data["linear"] = [_entry(sweep, tau, True) for tau in line_taus(sweep)]
         modes["linear"] = "linearised, any τ"
@@ -158,7 +157,7 @@ def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> st
         for mode, text in modes.items()
     )
     rows = {} if mean is None else {MEAN: score(mean, sweep.labels)}
-    now = sweep.at(start)
+    now = sweep.at(start, sweep.fewest)
     diagram = reliability_figure({f"τ = {start:g}": (now, sweep.labels)}).update_layout(height=400)
     last, at = len(sweep.taus) - 1, sweep.taus.index(start)
     content = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")  # no tag in it ends the script
@@ -178,9 +177,9 @@ def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> st
 
 
 def _entry(sweep: TauSweep, tau: float, linear: bool) -> dict:
-    probs = sweep.at(tau, linear=linear)
+    probs = sweep.at(tau, None if linear else sweep.fewest, linear=linear)
     scores = score(probs, sweep.labels)
-    kind = "linearised" if linear else draws_text(sweep.drawn[sweep.taus.index(tau)])
+    kind = "linearised" if linear else draws_text(sweep.fewest if tau else 1)
     return {
         "tau": round(tau, 4),
         "title": f"τ = {tau:g}, {kind}",

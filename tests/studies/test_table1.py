@@ -249,13 +249,19 @@ def test_checkpoints_do_not_change_a_cell_and_are_removed(made, tiny_folder, tmp
 @pytest.mark.slow
 def test_without_weights_swa_is_trained_on_its_own_and_is_the_same(made, tiny_folder, tmp_path):
     settings = Settings(model=str(tiny_folder), dtype="fp32", **SMOKE)
-    run_table(
-        tmp_path, ["everyday"], ["adamw", "swag", "swa"], [21], settings, keep_weights=False, say=lambda *a, **k: None
-    )
+    methods = ["adamw", "swag", "swa", "laplace_kfac", "temperature@laplace_kfac"]
+    run_table(tmp_path, ["everyday"], methods, [21], settings, keep_weights=False, say=lambda *a, **k: None)
     assert not (tmp_path / "everyday@2" / "swag" / "seed21" / "adapter_model.safetensors").exists()
     for method in ("swa", "swag"):
         mine = load_record(tmp_path / "everyday@2" / method / "seed21").predictions.logits
         assert torch.equal(mine, load_record(made / "everyday@2" / method / "seed21").predictions.logits)
+    plain, scaled = (load_record(tmp_path / "everyday@2" / method / "seed21") for method in methods[-2:])
+    assert (plain.folder / "posterior.safetensors").exists()  # another method stands on it
+    p, log_scaled = plain.predictions.ensemble(), scaled.predictions.ensemble().log()
+    ratio = (log_scaled[:, :1] - log_scaled) / (p[:, :1] / p).log()
+    torch.testing.assert_close(
+        ratio[:, 1:], torch.full_like(ratio[:, 1:], 1 / scaled.facts["temperature"]), atol=1e-3, rtol=1e-3
+    )
 
 
 # ------------------------------------------------------------------------------------------------ bad input

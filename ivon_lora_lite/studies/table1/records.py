@@ -64,7 +64,8 @@ def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
         started, peak = time.perf_counter(), measure_peak()
         made = method.make(context.bench(cell, temporary))
         seconds, memory = {**made.seconds, "all": time.perf_counter() - started}, peak()
-        if made.run is not None and (keep_weights or method.stands_on is None):
+        needed = method.stands_on is None or any(other.stands_on == method.name for other in METHODS.values())
+        if made.run is not None and (keep_weights or needed):
             write_run(made.run, temporary)
         config = context.config(cell)
         parts = _by_task(made.predictions, context, config)
