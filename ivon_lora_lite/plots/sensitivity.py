@@ -67,15 +67,14 @@ def dots_figure(panels: Mapping[str, Mapping[str, Sequence[float]]], *, log: boo
     figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.05)
     for col, (title, rows) in enumerate(panels.items(), start=1):
         place = {"row": 1, "col": col}
-        for line, (name, values) in enumerate(rows.items()):
-            color = COLORS["adamw"] if name.startswith("AdamW") else COLORS["ivon"]
-            dots = {"color": color, "size": 9, "opacity": 0.45}
-            figure.add_scatter(
-                x=rounded(torch.tensor(values)), y=[line] * len(values), mode="markers", marker=dots, name=name, **place
-            )
-            bar = {"color": color, "symbol": "line-ns", "size": 16, "line": {"width": 3, "color": color}}
-            mean = round(sum(values) / len(values), 4)
-            figure.add_scatter(x=[mean], y=[line], mode="markers", marker=bar, name=f"{name}, mean", **place)
+        colors = [COLORS["adamw" if name.startswith("AdamW") else "ivon"] for name in rows]
+        seeds = [(value, line) for line, values in enumerate(rows.values()) for value in values]
+        means = [(sum(values) / len(values), line) for line, values in enumerate(rows.values())]
+        bar = {"symbol": "line-ns", "size": 16, "line": {"width": 3, "color": colors}}
+        for points, marker, name in ((seeds, {"size": 9, "opacity": 0.45}, "a seed"), (means, bar, "mean")):
+            x, y = zip(*points)
+            marker = {"color": [colors[line] for line in y], **marker}
+            figure.add_scatter(x=rounded(torch.tensor(x)), y=y, mode="markers", marker=marker, name=name, **place)
         figure.update_xaxes(title={"text": title, **AXIS}, type="log" if log else "linear", **place)
     labels = {"tickvals": list(range(len(methods[0]))), "ticktext": methods[0], "zeroline": False}
     figure.update_yaxes(range=[len(methods[0]) - 0.5, -0.5], **labels)

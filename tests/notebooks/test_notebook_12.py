@@ -63,6 +63,16 @@ def test_order_is_what_counts_and_neither_temperature_nor_draws_change_it(runs):
         assert -0.006 < low < 0 < high < 0.006
     half = {title: [1 - accuracy_at(d, r, 0.5) for d, r in row] for title, row in pairs.items()}
     assert sum(half["IVON"]) / 3 < 0.05 < 0.07 < sum(half["AdamW"]) / 3
+    # half of the gap is accuracy: AdamW's own doubts drawn again, with as few wrong answers as IVON has
+    generator, drawn = torch.Generator().manual_seed(0), []
+    for (doubt, right), (_, other) in zip(pairs["AdamW"], pairs["IVON"]):
+        few = int((~other).sum())
+        for _ in range(100):
+            lots = [(doubt[~right], few), (doubt[right], len(right) - few)]
+            d = torch.cat([v[torch.randint(len(v), (count,), generator=generator)] for v, count in lots])
+            drawn.append(aurc(d, torch.arange(len(right)) >= few))
+    half = (sum(area["AdamW"]) - sum(area["IVON"])) / 3, sum(area["AdamW"]) / 3 - sum(drawn) / len(drawn)
+    assert 0.4 < half[1] / half[0] < 0.65 and 0.0745 < sum(drawn) / len(drawn) < 0.0765
     # in the perfect order the gap would be a quarter of what it is
     best = {title: sum(aurc((~r).double(), r) for _, r in row) / 3 for title, row in pairs.items()}
     gaps = best["AdamW"] - best["IVON"], (sum(area["AdamW"]) - sum(area["IVON"])) / 3

@@ -35,10 +35,12 @@ def test_an_agreement_that_cannot_be_drawn_is_refused():
 
 def test_every_method_has_a_dot_for_each_seed_and_a_bar_at_the_mean():
     figure = dots_figure({"AUROC": {"AdamW's loss": [0.5, 0.7], "sensitivity": [0.9]}})
-    dots, bar, other, _ = figure.data
-    assert list(dots.x) == [0.5, 0.7] and bar.x[0] == pytest.approx(0.6) and set(dots.y) == set(bar.y) == {0}
-    assert list(other.y) == [1] and figure.layout.yaxis.ticktext == ("AdamW's loss", "sensitivity")
-    assert bar.marker.color == COLORS["adamw"] and other.marker.color == COLORS["ivon"]
+    dots, bars = figure.data
+    assert list(dots.x) == [0.5, 0.7, 0.9] and list(dots.y) == [0, 0, 1]
+    assert list(bars.x) == pytest.approx([0.6, 0.9]) and list(bars.y) == [0, 1]
+    assert figure.layout.yaxis.ticktext == ("AdamW's loss", "sensitivity")
+    orange, blue = COLORS["adamw"], COLORS["ivon"]
+    assert dots.marker.color == (orange, orange, blue) and bars.marker.line.color == (orange, blue)
     low, high = sorted(figure.layout.yaxis.range)
     assert low < 0 and high > 1 and figure.layout.yaxis.range[0] == high  # the first method is on top
 
