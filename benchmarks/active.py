@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ivon_lora_lite import Predictions, Question, finetune, load_model, load_task, predict, score
 from ivon_lora_lite.evaluation import doubts
-from ivon_lora_lite.files import provenance, read_json, write_json
+from ivon_lora_lite.files import finished, provenance, read_json, write_json
 
 DOUBT = {"entropy": "entropy", "bald": "mutual_information"}
 STRATEGIES = ("random", *DOUBT)
@@ -38,6 +38,7 @@ def chosen(strategy: str, predictions: Predictions | None, candidates: list[Ques
 
 def rounds(strategy: str, seed: int, model, task, args: argparse.Namespace) -> None:
     """One strategy with one seed, round after round."""
+    options = {k: v for k, v in vars(args).items() if k not in ("out", "hub", "strategies", "seeds")}
     pool = list(task.train)
     random.Random(seed).shuffle(pool)
     pool = pool[: args.pool]
@@ -45,7 +46,7 @@ def rounds(strategy: str, seed: int, model, task, args: argparse.Namespace) -> N
     labelled = pool[: args.batch]
     while True:
         file = args.out / f"{strategy}-seed{seed}-{len(labelled)}.json"
-        if not file.exists():
+        if not finished(file, options):
             candidates = [q for q in pool if q.id not in {own.id for own in labelled}]
             steps = max(1, args.passes * len(labelled) // 4)
             run = finetune(model, labelled, steps=steps, seed=seed, eval_every=0, progress=False)
@@ -56,7 +57,7 @@ def rounds(strategy: str, seed: int, model, task, args: argparse.Namespace) -> N
             record = {
                 "strategy": strategy, "seed": seed, "labels": len(labelled), "scores": dict(scores), "steps": steps,
                 "trained_on": [q.id for q in labelled], "next": [q.id for q in following],
-                "settings": run.config["settings"], "provenance": provenance(),
+                "settings": run.config["settings"], "options": options, "provenance": provenance(),
             }  # fmt: skip
             write_json(file, record)
             print(file.stem, {k: round(v, 3) for k, v in scores.items()}, flush=True)

@@ -22,7 +22,7 @@ from ivon_lora_lite import (
     score,
 )
 from ivon_lora_lite.evaluation import Predictions
-from ivon_lora_lite.files import provenance, read_json, write_json
+from ivon_lora_lite.files import finished, provenance, read_json, write_json
 from ivon_lora_lite.language import full_name
 
 SEEDS, PARTS = (21, 42, 87), ("laplace", "corrected")
@@ -62,15 +62,16 @@ def main() -> None:
     task, model = load_task(args.task, hub=args.hub), None
     where = f"{full_name(args.task)}-{args.passes}-passes-{args.structure}"
     files = {seed: args.out / f"{where}-seed{seed}.json" for seed in args.seeds}
+    options = {k: v for k, v in vars(args).items() if k not in ("work", "out", "hub", "seeds")}
     for seed, file in files.items():
-        if file.exists():
+        if finished(file, options):
             continue
         model = model or load_model(args.model, dtype=args.dtype)
         source = args.work / f"{args.passes}-passes" / full_name(args.task) / "adamw" / f"seed{seed}"
         facts, made = compare(load_run(source, model), task, args)
         for name, predictions in made.items():
             predictions.save(file.with_name(f"{where}-seed{seed}-{name}.safetensors"))
-        write_json(file, {"rank": args.rank, "seed": seed, **facts, "provenance": provenance()})
+        write_json(file, {"rank": args.rank, "seed": seed, **facts, "options": options, "provenance": provenance()})
         print(seed, {name: round(s["nll"], 4) for name, s in facts["scores"].items()}, flush=True)
     done = [seed for seed, file in files.items() if file.exists()]
     pooled = [[Predictions.load(args.out / f"{where}-seed{s}-{name}.safetensors") for s in done] for name in PARTS]

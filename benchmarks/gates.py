@@ -44,7 +44,7 @@ from ivon_lora_lite import (
 )
 from ivon_lora_lite.applications import rank_by_signal
 from ivon_lora_lite.evaluation import METRICS
-from ivon_lora_lite.files import provenance, read_json, write_json
+from ivon_lora_lite.files import finished, provenance, read_json, write_json
 from ivon_lora_lite.gates import Decisions, GateSettings, LayerDecision, bit_operations
 from ivon_lora_lite.gates.attach import FULL_BITS
 from ivon_lora_lite.language import default_targets
@@ -230,13 +230,13 @@ def main(arguments: list[str] | None = None) -> None:
     name = args.task.replace("/", "-")
     common = {"task": args.task, "model": args.model, "format": args.format, "steps": args.steps, "batch_size": 4}
     common |= {"train_size": args.train_size, "questions": len(getattr(task, args.split)[: args.test_size])}
+    common |= {name: getattr(args, name) for name in ("split", "samples", "target_rank")}
+    common |= {name: value for name, value in vars(args).items() if name.endswith("_lr")}
     for seed in args.seeds:  # a stopped script leaves whole seeds rather than whole methods
         for method in chosen:
             file = args.out / f"{name}-{method}-seed{seed}.json"
             config = {"method": method, "seed": seed, **common}
-            if file.exists():
-                if read_json(file)["config"] != config:
-                    raise SystemExit(f"{file} was made with other options: choose another --out.")
+            if finished(file, config, "config"):
                 continue
             trial = known[method](task, seed)
             write_json(file, {"config": config, **trial, "provenance": provenance()})

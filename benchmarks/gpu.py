@@ -191,7 +191,9 @@ def profile(bench: Bench) -> dict:
     candidates, left_out, memory = makers(), {}, {}
     for name, make in list(candidates.items()):  # alone, so that no other optimizer's state is counted; warms up too
         try:
-            memory[name] = bench.peak(lambda make=make: [step(model, make(model), batch) for batch in batches[:3]])
+            optimizer = make(model)  # of all three steps: AdamW makes its state in the first one
+            memory[name] = bench.peak(lambda opt=optimizer: [step(model, opt, batch) for batch in batches[:3]])
+            del optimizer
         except ModuleNotFoundError as error:
             left_out[name] = str(error)
             del candidates[name]

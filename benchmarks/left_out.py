@@ -43,7 +43,7 @@ from ivon_lora_lite import (
     sensitivity,
 )
 from ivon_lora_lite.evaluation import auroc, nll
-from ivon_lora_lite.files import provenance, read_json, write_json
+from ivon_lora_lite.files import finished, provenance, read_json, write_json
 from ivon_lora_lite.language import full_name
 
 SEEDS = (21, 42, 87)
@@ -206,6 +206,7 @@ def main() -> None:
     model, task = load_model(args.model, dtype=args.dtype, progress=False), load_task(args.task, hub=args.hub)
     train, test = task.train[: args.train_size], task.test[: args.test_size]
     validation = task.validation[: args.test_size]
+    options = {k: v for k, v in vars(args).items() if k not in ("part", "work", "out", "hub", "seeds")}
     for seed in args.seeds:
         name = f"{args.part}-{full_name(args.task)}-{args.passes}-passes-seed{seed}"
         parts: dict[str, Callable[[], dict]] = {}
@@ -221,9 +222,9 @@ def main() -> None:
                     "groups": args.groups, "group": group, **without(model, train, group, seed, args)
                 }  # fmt: skip
         for stem, make in parts.items():
-            if not (file := args.out / f"{stem}.json").exists():
+            if not finished(file := args.out / f"{stem}.json", options):
                 facts = {"task": full_name(args.task), "passes": args.passes, "seed": seed}
-                write_json(file, {**facts, **make(), "provenance": provenance()})
+                write_json(file, {**facts, **make(), "options": options, "provenance": provenance()})
                 print(f"{file.name} is written", flush=True)
     write_json(args.out / "summary.json", summary(args.out))
 

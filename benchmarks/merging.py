@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ivon_lora_lite import finetune, load_model, load_run, load_task, merge_runs, predict, score
-from ivon_lora_lite.files import provenance, read_json, write_json
+from ivon_lora_lite.files import finished, provenance, read_json, write_json
 from ivon_lora_lite.language import full_name
 from ivon_lora_lite.training import started_from
 
@@ -94,16 +94,17 @@ def main() -> None:
     model = load_model(args.model, dtype=args.dtype, progress=False)
     tasks = {full_name(name): load_task(name, hub=args.hub) for name in args.tasks}
     steps = args.passes * args.train_size // 4
+    options = {name: value for name, value in vars(args).items() if name not in ("work", "out", "hub", "seeds")}
     for seed in args.seeds:
         file = args.out / f"seed{seed}.json"
-        if file.exists():
+        if finished(file, options):
             continue
         runs = {}
         for name, task in tasks.items():
-            place = args.work / f"{name}-seed{seed}"
+            place = args.work / f"{name}-{args.passes}-passes-{args.train_size}-questions-seed{seed}"
             if not place.exists():
-                options = {"train_size": args.train_size, "steps": steps, "seed": seed}
-                finetune(model, task, optimizer="ivon", eval_every=0, progress=False, **options).save(place)
+                training = {"train_size": args.train_size, "steps": steps, "seed": seed}
+                finetune(model, task, optimizer="ivon", eval_every=0, progress=False, **training).save(place)
                 print(f"{place} is trained", flush=True)
             runs[name] = load_run(place, model)
         found = record(
@@ -112,7 +113,13 @@ def main() -> None:
             {name: task.test[: args.test_size] for name, task in tasks.items()},
         )  # fmt: skip
         settings = {name: run.config["settings"] for name, run in runs.items()}
-        facts = {"seed": seed, "passes": args.passes, "settings": settings, "provenance": provenance()}
+        facts = {
+            "seed": seed,
+            "passes": args.passes,
+            "settings": settings,
+            "options": options,
+            "provenance": provenance(),
+        }
         write_json(file, {**facts, **found})
         print(f"{file} is written", flush=True)
     write_json(args.out / "summary.json", summary(args.out))

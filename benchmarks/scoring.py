@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=4)
     args = parser.parse_args()
-    model, task = load_model(dtype=args.dtype), load_task(args.task, hub=args.hub)
+    model, task = load_model(dtype=args.dtype, device="cpu"), load_task(args.task, hub=args.hub)
     size = args.batch_size
     batches = [task.train[i * size : (i + 1) * size] for i in range(args.batches)]
     with torch.no_grad():

@@ -60,11 +60,10 @@ def foreign(out: Path, record: Record, task: str) -> Predictions:
 
 def numbers(own: Record, other: Predictions) -> dict[str, float]:
     """Column → value."""
-    told = shift_detection(own.predictions, other)
     scores = score(other)
     row = {**scores, "floor": scores.floor}
-    for doubt in ("confidence", "entropy", *(["mutual_information"] if other.samples > 1 else [])):
-        row |= {f"{doubt}, {name}": told[doubt][name] for name in ("auroc", "fpr95")}
+    for doubt, told in shift_detection(own.predictions, other).items():
+        row |= {f"{doubt}, {name}": value for name, value in told.items()}
     return row
 
 

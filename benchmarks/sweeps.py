@@ -8,13 +8,14 @@ Starts from the runs that `benchmarks/passes.py` left in `--work` at 20 passes. 
     validation.safetensors  the same on all validation questions, to choose τ
     pruned.safetensors      Predictions at the mean with a share of the weights at 0: those of the smallest |m|/σ, those
                             of the smallest |m|, or any
-    draws.safetensors       Predictions of many draws at τ = 1 on the first test questions (the first seed only)
+    draws.safetensors       Predictions of many draws at τ = 1 on the first test questions (the first of --seeds only)
 
 Files are whole or absent, and what is there is not made again. About an hour for each seed on one core.
 """
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,6 +59,12 @@ def prune(run, test, seed: int, facts: dict) -> Predictions:
     return Predictions(logits, made[0].labels, {**facts, "rows": [list(row) for row in rows]})
 
 
+def many(run, questions, samples: int, facts: dict) -> Predictions:
+    """Predictions of many draws at τ = 1."""
+    found = predict(run, questions, samples=samples)
+    return replace(found, metadata={**found.metadata, **facts})
+
+
 def record(args: argparse.Namespace, seed: int) -> None:
     task = load_task(args.task, hub=args.hub)
     test, validation = task.test[: args.test_size], task.validation[: args.validation_size]
@@ -76,8 +83,8 @@ def record(args: argparse.Namespace, seed: int) -> None:
         "pruned": lambda: prune(run, test, seed, facts),
         "test": lambda: both(test, args.elsewhere, split="test"),
     }
-    if seed == SEEDS[0]:
-        parts["draws"] = lambda: predict(run, test[: args.many_size], samples=args.many)
+    if seed == args.seeds[0]:
+        parts["draws"] = lambda: many(run, test[: args.many_size], args.many, facts)
     for name, make in parts.items():
         file = folder / f"{name}.safetensors"
         if not file.exists():

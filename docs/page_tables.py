@@ -15,6 +15,7 @@ METRICS = ("acc", "ece", "nll", "brier")
 
 def demo_table() -> str:
     """The recorded demo as Markdown: mean and standard error over seeds, and what the paired intervals allow to say."""
+    from ivon_lora_lite import TauSweep
     from ivon_lora_lite.studies.demo import summarize
     from ivon_lora_lite.studies.report import verdicts
 
@@ -30,6 +31,8 @@ def demo_table() -> str:
     lines += [f"- {sentence}" for sentence in verdicts(summary)]
     config, made, settings = summary["config"], summary["provenance"], summary["settings"]
     minutes = [sum(s.values()) / 60 for s in summary["seconds"]]
+    sweep = TauSweep.load(DEMO / f"seed{summary['seeds'][0]}" / "predictions" / "tau-sweep.safetensors")
+    taus = " ".join(f"{tau:g}" for tau in sweep.taus)
     lines += [
         "",
         f"IVON − AdamW, seed by seed: {listed}.",
@@ -41,7 +44,8 @@ def demo_table() -> str:
         f"{settings['ivon']['hess_init']:g}, β₂ {settings['ivon']['beta2']:g}, ξ "
         f"{settings['ivon']['clip_radius']:g}; {made['device']}, {min(minutes):.0f}–{max(minutes):.0f} minutes a seed "
         f"(on a busy machine), {made['date']}. `python -m ivon_lora_lite demo --seeds "
-        f"{' '.join(map(str, summary['seeds']))} --out data/runs/demo --no-weights --no-report` makes it.",
+        f"{' '.join(map(str, summary['seeds']))} --taus {taus} --out data/runs/demo --no-weights --no-report` "
+        "makes it.",
     ]
     return "\n".join(lines)
 
@@ -229,7 +233,8 @@ def methods_table() -> str:
     records = load_records(TABLE1)
     command = (
         "python -m ivon_lora_lite table1 --tasks everyday --steps 800 --train-size 160 --validation-size all "
-        "--evaluations 10 --chosen data/runs/choice/chosen.json --export data/runs/table1"
+        "--evaluations 10 --chosen data/runs/choice/chosen.json --methods METHOD … --seeds SEED … "
+        "--export data/runs/table1"
     )
     return f"{Table.from_records(records, partial=True).compact()}\n\n{_facts(records, command)}"
 
@@ -266,9 +271,10 @@ def earlier_table() -> str:
 
     records = load_records(FIRST_TABLE1)
     table, config = Table.from_records(records), records[0].config
+    tasks = " ".join({"everyday": "everyday@1"}.get(task, task) for task in table.tasks)  # of that edition
     flags = ("train_size", "test_size", "validation_size", "evaluations", "samples", "further_steps", "collect_every")
     options = " ".join(f"--{name.replace('_', '-')} {config[name]}" for name in flags)
-    command = f"python -m ivon_lora_lite table1 --tasks {' '.join(table.tasks)} {options} --no-weights --jobs 2"
+    command = f"python -m ivon_lora_lite table1 --tasks {tasks} {options} --no-weights --jobs 2"
     return "\n\n".join([*(table.compact(task) for task in table.tasks), _facts(records, command)])
 
 

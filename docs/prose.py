@@ -23,6 +23,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # (file, number as written) → why it needs no source
 ALLOWED: dict[tuple[str, str], str] = {
     ("results.md", "4.2 M"): "parameters of LoRA at rank 8 on q and v of Llama-2-7B: 32 · 2 · 8 · (4096 + 4096)",
+    ("02_ivon.ipynb", "4.2 million"): "the same",
+    ("05_lora.ipynb", "6.7"): "billions of weights of Llama-2-7B",
+    ("05_lora.ipynb", "0.024"): "1/√(3·576), as the sentence says",
+    ("05_lora.ipynb", "0.75"): "6/8, as the sentence says",
+    ("solutions/01_objective.md", "0.56"): "printed by the code above it",
+    ("solutions/01_objective.md", "0.64"): "printed by the code above it",
+    ("methods.md", "0.3 %"): "TFB's default tolerance, in methods/tfb.py",
+    ("methods.md", "0.001"): "BLoB's default weight of the KL, in methods/blob.py",
     ("README.md", "0.006"): "smallest σ of the paper's preset, 1/√(1e8 · 3e-4) in presets.py",
 }
 
@@ -44,6 +52,8 @@ DECIMAL = re.compile(
     r"(?:\s?(%|M\b|million\b))?"
     r"(?!\.?\d|B\b)"  # not 0.1.2, not 0.5B
 )
+LONG = ("history", "p_right", "measures", "tensors")  # in records: logs, and a number for each question or weight
+LONGEST = 20  # entries of a list that a reader looks through
 ANY_NUMBER = re.compile(r"(?<![\w.])\d*\.?\d+(?:[eE][-+]?\d+)?")
 FENCE = re.compile(r"^ *(`{3,}|~{3,})[^\n]*\n(.*?)^ *\1", re.S | re.M)
 
@@ -86,11 +96,11 @@ def numbers_in(text: str) -> list[float]:
 
 
 def numbers_of_json(content: object) -> list[float]:
-    """All numbers of a JSON value, but no training logs: among their hundreds almost any number could be found."""
+    """The numbers of a JSON value, but no logs and no long lists: among their hundreds any number could be found."""
     if isinstance(content, dict):
-        return [n for key, value in content.items() if key != "history" for n in numbers_of_json(value)]
+        return [n for key, value in content.items() if key not in LONG for n in numbers_of_json(value)]
     if isinstance(content, list):
-        return [n for value in content for n in numbers_of_json(value)]
+        return [n for value in content for n in numbers_of_json(value)] if len(content) <= LONGEST else []
     if isinstance(content, str):
         return []
     return [float(content)] if isinstance(content, (int, float)) and not isinstance(content, bool) else []
@@ -114,8 +124,13 @@ def records() -> dict[str, tuple[float, ...]]:
 
 
 def numbers_of_named_records(text: str) -> list[float]:
-    """Numbers of every record whose name the text says, so that a reader can look them up."""
-    return [n for name, numbers in records().items() if name in text for n in numbers]
+    """Numbers of every record that the text names as a path or as code, so that a reader can look them up."""
+    return [
+        n
+        for name, numbers in records().items()
+        if re.search(rf"""(?:runs/|paper/|[`"'(]){re.escape(name)}(?![\w-])""", text)
+        for n in numbers
+    ]
 
 
 def code_and_outputs(notebook: Path) -> str:

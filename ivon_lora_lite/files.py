@@ -137,6 +137,23 @@ def read_json(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def finished(path: str | os.PathLike, options: Mapping[str, object], key: str = "options") -> bool:
+    """Whether a record is there already; what is known of its options, under ``key``, must be what is asked for now.
+
+    Raises:
+        ValueError: it was made with other options.
+    """
+    if not Path(path).exists():
+        return False
+    known = read_json(path).get(key, {})
+    for name, value in json.loads(json.dumps(options)).items():
+        if known.get(name, value) != value:
+            raise ValueError(
+                f"{path} was made with {name}={known[name]}, and now {name}={value} is asked for: choose another --out."
+            )
+    return True
+
+
 def write_tensors(path: str | os.PathLike, format: str, tensors: Mapping[str, Tensor], facts: object) -> Path:
     """Write a safetensors file, all or nothing; its header has ``format``, JSON-able ``facts`` and ``provenance``."""
     from safetensors.torch import save_file

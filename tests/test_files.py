@@ -8,7 +8,7 @@ import sys
 import pytest
 from safetensors import SafetensorError
 
-from ivon_lora_lite.files import LOCK, reserved, whole_folder, write_or_keep
+from ivon_lora_lite.files import LOCK, finished, reserved, whole_folder, write_json, write_or_keep
 
 ROOT = os.geteuid() == 0 if hasattr(os, "geteuid") else False
 
@@ -139,3 +139,16 @@ def test_a_result_that_cannot_be_written_is_kept_elsewhere_and_the_place_is_said
         write_or_keep(full, tmp_path / "run")
     place = next(tmp_path.glob("run-*"))
     assert str(place) in str(refused.value) and texts(place) == {"result": "an hour of training"}
+
+
+def test_a_record_is_finished_only_with_the_options_that_are_asked_for(tmp_path):
+    file, options = tmp_path / "record.json", {"passes": 20, "tasks": ("a", "b")}
+    assert not finished(file, options)
+    write_json(file, {"options": options})
+    assert finished(file, options) and finished(file, options | {"new": 1})  # of which an old record knows nothing
+    with pytest.raises(ValueError, match="made with passes=20, and now passes=5 is asked for"):
+        finished(file, options | {"passes": 5})
+    write_json(file, {"config": {"passes": 3}})
+    assert finished(file, options)
+    with pytest.raises(ValueError, match="passes=3"):
+        finished(file, options, "config")

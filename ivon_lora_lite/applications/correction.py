@@ -72,8 +72,7 @@ def correct_mean(
         moved = {name: m + sum(a * d[name] for a, d in zip(steps, directions)) for name, m in mean.items()}
         values.append(objective(line, along, steps, p, [origin, *directions]))
     posterior = replace(run.posterior, mean=moved, metadata={**facts, "correction": values})
-    config = {**run.config, "method": f"{run.config.get('method', 'laplace')}_corrected"}
-    return replace(run, weights=moved, posterior=posterior, config=config)
+    return run.derived(f"{run.config.get('method', 'laplace')}_corrected", weights=moved, posterior=posterior)
 
 
 def objective(line: Linearized, along: Tensor, steps: Tensor, precision: float, vectors: Sequence[Weights]) -> float:

@@ -12,7 +12,6 @@ With equal curvatures and H₀ = 0 this is the plain average.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,13 +47,15 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
         A :class:`Run` with the merged mean and variance 1/H̄; save it like any other.
 
     Raises:
-        ValueError: fewer than two runs, other seeds or shapes, one that has no learned Gaussian, or a prior and a start
-            that is not known any more (:func:`ivon_lora_lite.training.started_from`).
+        ValueError: fewer than two runs, other seeds or shapes, one that has gates or no learned Gaussian, or
+            a prior and a start that is not known any more (:func:`ivon_lora_lite.training.started_from`).
     """
     if len(runs) < 2:
         raise ValueError(f"Merging needs at least two runs, not {len(runs)}.")
     first = runs[0]
     for run in runs:
+        if run.gates is not None:
+            raise ValueError("A run with gates cannot be merged: its adapter is not LoRA's own.")
         if run.config["seed"] != first.config["seed"]:
             raise ValueError("The runs began from different LoRA weights: train them with the same seed.")
         check_fit(first.weights, run.weights)
@@ -68,8 +69,11 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
         variance[name] = 1 / total
     tasks = [run.config["task"] for run in runs]
     facts = {"method": "merged", "tasks": tasks, "prior": prior}
-    config = {**first.config, "task": " + ".join(tasks), "method": "merged"}
-    return replace(first, weights=mean, posterior=GaussianPosterior(mean, variance, facts), config=config, history=[])
+    config = {"task": " + ".join(tasks), "tasks": tasks, "train_size": sum(run.config["train_size"] for run in runs)}
+    posterior = GaussianPosterior(mean, variance, facts)
+    merged = first.derived("merged", weights=mean, posterior=posterior, config=config, history=[])
+    merged.config.pop("data", None)  # of the first run's questions
+    return merged
 
 
 def curvature(run: Run) -> Mapping[str, Tensor]:

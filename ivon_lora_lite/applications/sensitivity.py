@@ -65,20 +65,20 @@ def sensitivity(run: Run, questions: Sequence[Question], *, batch_size: int = 8,
 
     Args:
         run: an IVON run whose h was learned (β₂ that lets it move).
-        questions: its N training questions.
+        questions: its training questions, or some of them; N, which the equation divides by, is that of the run.
         batch_size: questions per forward pass.
         progress: show a progress bar.
 
     Raises:
         ValueError: the run has no diagonal Gaussian with λ.
     """
-    variance, ess = _gaussian(run)
+    variance, ess, count = _gaussian(run)
     loss, change = torch.zeros(len(questions)), torch.zeros(len(questions))
 
     def visit(index: int, f: Tensor, factors: Factors) -> None:
         gradient, loss[index] = loss_gradient(f, factors, questions[index].answer)
         own = {name: g[None].cpu() for name, g in gradient.items()}
-        change[index] = memory_perturbation(own, variance, ess, len(questions))[0]
+        change[index] = memory_perturbation(own, variance, ess, count)[0]
 
     options = {"format": run.config["format"], "batch_size": batch_size, "progress": progress}
     visit_gradients(run.model, run.posterior.mean, questions, visit, **options)
@@ -95,15 +95,15 @@ def leave_one_out(run: Run, line: Linearized) -> Linearized:
 
     Args:
         run: an IVON run whose h was learned.
-        line: ``linearized(run, questions)`` of its N training questions.
+        line: ``linearized(run, questions)`` of its training questions, or of some of them.
 
     Raises:
         ValueError: the run has no diagonal Gaussian with λ.
     """
-    _, ess = _gaussian(run)
+    _, ess, count = _gaussian(run)
     residual = line.mean.softmax(-1)
     residual[torch.arange(len(line.labels)), line.labels] -= 1
-    moved = ess / len(line.labels) * torch.einsum("nij,nj->ni", line.covariance, residual)
+    moved = ess / count * torch.einsum("nij,nj->ni", line.covariance, residual)
     return Linearized(line.mean + moved, line.covariance, line.labels, {**line.metadata, "leave_one_out": True})
 
 
@@ -117,10 +117,10 @@ def influence(
 
     Args:
         run, batch_size, progress: as in :func:`sensitivity`.
-        train: the run's N training questions.
+        train: the run's training questions, or some of them.
         test: any questions with known answers.
     """
-    variance, ess = _gaussian(run)
+    variance, ess, count = _gaussian(run)
     names = sorted(variance)
     scale = torch.cat([variance[name].flatten() for name in names])
     kept = torch.zeros(len(train), len(scale))
@@ -135,7 +135,7 @@ def influence(
         kept[index] = flat(f, factors, train[index].answer) * scale
 
     def compare(index: int, f: Tensor, factors: Factors) -> None:
-        out[:, index] = ess / len(train) * (kept @ flat(f, factors, test[index].answer))
+        out[:, index] = ess / count * (kept @ flat(f, factors, test[index].answer))
 
     visit_gradients(run.model, run.posterior.mean, train, keep, **options)
     visit_gradients(run.model, run.posterior.mean, test, compare, **options)
@@ -151,10 +151,10 @@ def loss_gradient(f: Tensor, factors: Factors, answer: int) -> tuple[dict[str, T
     return gradient, -float(log_p[answer])
 
 
-def _gaussian(run: Run) -> tuple[Mapping[str, Tensor], float]:
-    """v, and the λ that belongs to it: of a posterior with variance τ·v that is λ/τ."""
+def _gaussian(run: Run) -> tuple[Mapping[str, Tensor], float, int]:
+    """v, the λ that belongs to it (of a posterior with variance τ·v that is λ/τ), and N."""
     facts = getattr(run.posterior, "metadata", {})
     variance, ess = getattr(run.posterior, "variance", None), facts.get("ess")
     if variance is None or not isinstance(ess, int | float):
         raise ValueError("The sensitivity needs an IVON run: a diagonal Gaussian with its λ (ess).")
-    return variance, float(ess) / facts.get("tau", 1.0)
+    return variance, float(ess) / facts.get("tau", 1.0), run.config["train_size"]

@@ -23,14 +23,17 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..files import read_json, write_json
+    from ..files import finished, read_json, write_json
+    from ..language import full_name
     from ..studies.demo import METRICS_FILE, TAUS, run_demo, summarize, table
     from ..studies.report import verdicts
 
     seeds = list(dict.fromkeys(args.seeds or [args.seed]))
     folders = [args.out / f"seed{seed}" if args.seeds else args.out for seed in seeds]
+    names = ("model", "steps", "train_size", "batch_size", "samples", "format")
+    options = {"task": full_name(args.task), **{name: getattr(args, name) for name in names}}
     for seed, folder in zip(seeds, folders):
-        if args.seeds and (folder / METRICS_FILE).exists():
+        if args.seeds and finished(folder / METRICS_FILE, options, "config"):
             print(f"{folder} is finished already.")
             continue
         scores = run_demo(

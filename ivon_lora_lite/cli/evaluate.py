@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         predictions = predict(run, questions, samples=samples, tau=tau, seed=args.seed, progress=not args.quiet)
         print(f"{name if name in known else task.name}, {how}: {score(predictions, bins=args.bins)}")
         found[name if name in known else task.name] = predictions
-        if args.abstain:
+        if args.abstain is not None:
             decision = abstain(predictions, args.abstain)
             print(f"  {decision}")
             for q, handed_over, doubt in zip(questions, decision.handed_over, decision.doubt):

@@ -87,16 +87,16 @@ def fpr_at_tpr(score: Tensor, positive: Tensor, tpr: float = 0.95) -> float:
 
 
 def error_detection(predictions: Predictions) -> dict[str, float]:
-    """How well each doubt tells wrong answers from right ones: AUROC by the names of :data:`DOUBTS`."""
-    wrong = ~right_answers(predictions)
-    return {name: auroc(doubt, wrong) for name, doubt in doubts(predictions).items()}
+    """How well each doubt tells wrong answers from right ones: AUROC by name; a point has no mutual information."""
+    doubt, wrong = doubts(predictions), ~right_answers(predictions)
+    return {name: auroc(doubt[name], wrong) for name in _known(predictions)}
 
 
 def shift_detection(own: Predictions, shifted: Predictions) -> dict[str, dict[str, float]]:
-    """How well each doubt tells shifted questions from own ones: ``{"auroc", "fpr95"}`` by the names of DOUBTS."""
+    """How well each doubt (of points not the last) tells shifted questions from own ones: name → auroc and fpr95."""
     positive = torch.cat([torch.zeros(len(own.labels)), torch.ones(len(shifted.labels))]).bool()
     of_own, of_shifted = doubts(own), doubts(shifted)
-    scores = {name: torch.cat([of_own[name], of_shifted[name]]) for name in DOUBTS}
+    scores = {name: torch.cat([of_own[name], of_shifted[name]]) for name in _known(own, shifted)}
     return {name: {"auroc": auroc(s, positive), "fpr95": fpr_at_tpr(s, positive)} for name, s in scores.items()}
 
 
@@ -139,6 +139,10 @@ def abstain(predictions: Predictions, coverage: float = COVERAGE) -> Abstention:
     return Abstention(~kept, doubt, threshold, float(right[kept].double().mean()), float(right.double().mean()))
 
 
+def _known(*predictions: Predictions) -> tuple[str, ...]:
+    return DOUBTS if all(p.samples > 1 for p in predictions) else DOUBTS[:2]  # a point does not disagree with itself
+
+
 def _count(total: int, share: float) -> int:
     if not 0 < share <= 1:
         raise ValueError(f"The share is {share}; expected a number above 0 and at most 1.")
@@ -147,9 +151,7 @@ def _count(total: int, share: float) -> int:
 
 def _check(score: Tensor, flag: Tensor) -> None:
     if score.dim() != 1 or score.shape != flag.shape or flag.dtype != torch.bool or not len(score):
-        raise ValueError(
-            f"Expected one number and one truth value a question; got {tuple(score.shape)} and "
-            f"{tuple(flag.shape)} of {flag.dtype}."
-        )
+        got = f"{tuple(score.shape)} and {tuple(flag.shape)} of {flag.dtype}"
+        raise ValueError(f"Expected one number and one truth value a question; got {got}.")
     if not score.isfinite().all():
         raise ValueError("A doubt is not finite.")

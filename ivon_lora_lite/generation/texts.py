@@ -99,11 +99,15 @@ def generate(
         options: of transformers' ``generate``; by default greedy, with at most 64 new tokens.
 
     Raises:
-        ValueError: there are no prompts, or one that is in no list; several texts a draw are asked for; ``chat=True``
-            with a tokenizer that has no chat template.
+        ValueError: there are no prompts, or one that is in no list or has no tokens; several texts a draw are asked
+            for; ``samples`` or ``batch_size`` is too small; ``chat=True`` with a tokenizer that has no chat template.
     """
     if not prompts or isinstance(prompts, str):
         raise ValueError(f"prompts is {prompts!r}; expected a list with at least one prompt.")
+    if samples < 0:
+        raise ValueError(f"samples is {samples}; expected 0 (the mean) or a number of draws.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     several = getattr(options.get("generation_config"), "num_return_sequences", None)
     if (options.get("num_return_sequences") or several or 1) != 1:
         raise ValueError("A draw writes one text: leave num_return_sequences out, and set samples.")
@@ -137,10 +141,14 @@ def prompt_tokens(tokenizer, prompt: Prompt, chat: bool | None = None) -> list[i
     has = tokenizer.chat_template is not None
     if isinstance(prompt, str):
         if not (has if chat is None else chat):
-            return token_ids(tokenizer, prompt)
+            if not (ids := token_ids(tokenizer, prompt)):
+                raise ValueError(f"The prompt {prompt!r} has no tokens: there is nothing to continue.")
+            return ids
         prompt = [{"role": "user", "content": prompt}]
     if not has:
         raise ValueError("This tokenizer has no chat template: give the prompt as a text, with chat=False.")
+    if not prompt:
+        raise ValueError("A chat without messages is no prompt.")
     return tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
 
 

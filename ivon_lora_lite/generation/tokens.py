@@ -52,7 +52,7 @@ def token_uncertainty(
         progress: show a progress bar.
 
     Raises:
-        ValueError: there is no posterior, or the continuation has no tokens.
+        ValueError: there is no posterior, or the prompt or the continuation has no tokens.
     """
     if run.posterior is None:
         raise ValueError("This run has no posterior to draw from: finetune with optimizer='ivon'.")

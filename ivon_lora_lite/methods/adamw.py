@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ..evaluation import predict
 from ..training import finetune
-from .base import Bench, Method, Result
+from .base import Bench, Method, Result, training_options
 from .keep_best import BEST, KeepBest
 
 
@@ -17,11 +17,12 @@ def trained(bench: Bench, optimizer: str, samples: int = 0) -> Result:
     if s.checkpoint_every:
         checkpoints = {"output_dir": bench.checkpoints, "save_every": s.checkpoint_every, "resume": True}
     run = finetune(bench.model, bench.task, optimizer=optimizer, callbacks=[best], **checkpoints, **bench.training())
-    run = replace(run, history=sorted([*run.history, *best.history], key=lambda record: record["step"]))
+    history = sorted([*run.history, *best.history], key=lambda record: record["step"])
+    run = replace(run, history=history, seconds=run.seconds - best.seconds)  # without the evaluations
     best.save(bench.folder)
     shutil.rmtree(bench.checkpoints, ignore_errors=True)
     predictions = predict(run, bench.questions, samples=samples, progress=bench.progress)
-    seconds = {"train": run.seconds - best.seconds}
+    seconds = {"train": run.seconds}
     return Result(predictions, run, seconds, 2.0 if samples else 1.0, samples or 1, {"best_step": best.step})
 
 
@@ -36,7 +37,7 @@ ADAMW = Method(
     "AdamW",
     "AdamW: one point, no uncertainty over weights",
     lambda bench: trained(bench, "adamw"),
-    tunable=True,
+    settings=training_options("adamw"),
 )
 EARLY = Method(
     "adamw@early",

@@ -1,6 +1,7 @@
 """What a method is, what it is given, and what it gives back."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ..evaluation import Predictions
 from ..language import Question, Task, full_name
 from ..posterior import Posterior
 from ..training import Run
+from ..training.presets import known_settings
 
 METRICS_FILE = "metrics.json"  # in the folder of a method's result: its scores, and the settings that it was made with
 
@@ -160,7 +162,7 @@ class Method:
         about: one sentence.
         make: fills a cell.
         stands_on: the method whose finished run this one starts from; None: it trains a run of its own.
-        tunable: whether it has settings that may be chosen (``Settings.chosen``).
+        settings: names of what may be chosen (``Settings.chosen``).
     """
 
     name: str
@@ -168,7 +170,18 @@ class Method:
     about: str
     make: Callable[[Bench], Result]
     stands_on: str | None = None
-    tunable: bool = False
+    settings: Collection[str] = ()
+
+
+def options_of(function: Callable, *fixed: str) -> set[str]:
+    """The names of a function's or a class's optional arguments, without those that its row fixes."""
+    optional = {p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+    return optional - {"progress", *fixed}
+
+
+def training_options(optimizer: str) -> set[str]:
+    """What may be chosen of a method's own training with an optimizer."""
+    return known_settings(optimizer) | {"steps", "batch_size", "accumulation", "schedule"}
 
 
 def numbers_per_weight(posterior: Posterior, run: Run) -> float:

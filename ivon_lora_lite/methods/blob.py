@@ -19,7 +19,7 @@ from ..evaluation import predict
 from ..language import Question, Task
 from ..posterior import GaussianPosterior
 from ..training import Run
-from .base import Bench, Method, Result, numbers_per_weight
+from .base import Bench, Method, Result, numbers_per_weight, options_of, training_options
 from .variational import NoiseSettings, NoiseTraining, gaussian_kl
 
 
@@ -119,5 +119,11 @@ def _mean(bench: Bench) -> Result:
     return Result(predict(bench.run, bench.questions, progress=bench.progress))
 
 
-BLOB = Method("blob", "BLoB", "BLoB: draws from a Gaussian over A that backpropagation trained", _make, tunable=True)
+BLOB = Method(
+    "blob",
+    "BLoB",
+    "BLoB: draws from a Gaussian over A that backpropagation trained",
+    _make,
+    settings=training_options("adamw") | options_of(BlobSettings),
+)
 BLOB_MEAN = Method("blob@mean", "BLoB@mean", "BLoB at the mean of its posterior", _mean, stands_on="blob")

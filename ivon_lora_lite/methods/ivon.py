@@ -4,7 +4,7 @@ import time
 
 from ..evaluation import linearized, nll, predict
 from .adamw import trained
-from .base import Bench, Method, Result
+from .base import Bench, Method, Result, training_options
 
 TAUS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # among which validation chooses
 
@@ -30,7 +30,7 @@ IVON_DRAWS = Method(
     "IVON",
     "IVON: draws from its posterior",
     lambda bench: trained(bench, "ivon", bench.settings.samples),
-    tunable=True,
+    settings=training_options("ivon"),
 )
 IVON_LINEARIZED = Method(
     "ivon@linearized",

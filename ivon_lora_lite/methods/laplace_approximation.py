@@ -12,7 +12,7 @@ from ..evaluation import Linearized, linearized, linearized_together, nll
 from ..language import Question, Task
 from ..posterior import GaussianPosterior, KroneckerPosterior
 from ..training import Run, started_from
-from .base import Bench, Method, Result, numbers_per_weight
+from .base import Bench, Method, Result, numbers_per_weight, options_of
 from .curvature import diagonal_ggn, kronecker_ggn
 
 STRUCTURES = ("kfac", "diag")
@@ -78,7 +78,7 @@ def laplace(
     method = f"laplace_{structure}" + "_validation" * (precision == "validation")
     facts = {"method": method, "questions": len(questions), "task": run.config["task"], "prior_mean": centre}
     posterior = made(p, facts | {"effective_parameters": effective})
-    return replace(run, posterior=posterior, config={**run.config, "method": method})
+    return run.derived(method, posterior=posterior)
 
 
 def _curvature(run: Run, questions: Sequence[Question], structure: str, options: dict):
@@ -160,13 +160,14 @@ def _make(bench: Bench, structure: str, precision: str = "evidence") -> Result:
     return Result(line.predictions(), run, seconds, numbers_per_weight(run.posterior, run), passes, facts)
 
 
+OPTIONS = options_of(laplace, "structure", "precision")
 LAPLACE_KFAC = Method(
     "laplace_kfac",
     "+ Laplace (KFAC)",
     "Laplace, KFAC: Gaussian around AdamW's weights from Kronecker-factored curvature, linearised",
     lambda bench: _make(bench, "kfac"),
     stands_on="adamw",
-    tunable=True,
+    settings=OPTIONS,
 )
 LAPLACE_DIAG = Method(
     "laplace_diag",
@@ -174,7 +175,7 @@ LAPLACE_DIAG = Method(
     "Laplace, diagonal: the same from the diagonal of the curvature",
     lambda bench: _make(bench, "diag"),
     stands_on="adamw",
-    tunable=True,
+    settings=OPTIONS,
 )
 LAPLACE_DIAG_VALIDATION = Method(
     "laplace_diag_validation",
@@ -182,7 +183,7 @@ LAPLACE_DIAG_VALIDATION = Method(
     "Laplace, diagonal, with the prior precision p that has the smallest NLL on validation questions",
     lambda bench: _make(bench, "diag", "validation"),
     stands_on="adamw",
-    tunable=True,
+    settings=OPTIONS,
 )
 LAPLACE_VALIDATION = Method(
     "laplace_kfac_validation",
@@ -190,5 +191,5 @@ LAPLACE_VALIDATION = Method(
     "Laplace, KFAC, with the prior precision p that has the smallest NLL on validation questions",
     lambda bench: _make(bench, "kfac", "validation"),
     stands_on="adamw",
-    tunable=True,
+    settings=OPTIONS,
 )

@@ -23,7 +23,7 @@ from ..evaluation import predict
 from ..language import Question, Task
 from ..posterior import GaussianPosterior, LoraPair
 from ..training import Run
-from .base import Bench, Method, Result
+from .base import Bench, Method, Result, options_of, training_options
 from .variational import NoiseSettings, NoiseTraining
 
 
@@ -126,5 +126,5 @@ PAC_TUNING = Method(
     "PAC-tuning",
     "PAC-tuning, reconstructed: the mean after training under noise of a learned size",
     _make,
-    tunable=True,
+    settings=training_options("adamw") | options_of(PacSettings),
 )

@@ -25,7 +25,7 @@ from ..posterior import Posterior
 from ..posterior.base import check_finite, check_tau, positive, scaled, smallest
 from ..posterior.weights import check_same_names
 from ..training import Run
-from .base import Bench, Method, Result
+from .base import Bench, Method, Result, options_of, training_options
 from .variational import NoiseSettings, NoiseTraining, gaussian_kl
 
 
@@ -181,4 +181,10 @@ def _make(bench: Bench) -> Result:
     return Result(predictions, run, {"train": run.seconds}, floats, samples)
 
 
-SCALABL = Method("scalabl", "ScalaBL", "ScalaBL: draws of one number per rank and layer", _make, tunable=True)
+SCALABL = Method(
+    "scalabl",
+    "ScalaBL",
+    "ScalaBL: draws of one number per rank and layer",
+    _make,
+    settings=training_options("adamw") | options_of(ScalablSettings),
+)

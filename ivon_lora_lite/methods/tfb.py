@@ -22,7 +22,7 @@ from ..evaluation import Predictions, predict
 from ..language import Question
 from ..posterior import GaussianPosterior, lora_layers, trainable
 from ..training import Run
-from .base import Bench, Method, Result, numbers_per_weight
+from .base import Bench, Method, Result, numbers_per_weight, options_of
 
 RANGE = (1e-5, 1.0)  # of σ_q
 LABELS, CRITERIA = ("own", "true"), ("nll", "acc")
@@ -125,7 +125,7 @@ def tfb(
         return rise / max(before, 1e-12) if criterion == "nll" else rise
 
     found = noisy(weights, inverse, largest_within(change, tolerance, *RANGE, halvings), facts)
-    return replace(run, weights=weights, posterior=found, config={**run.config, "method": "tfb"})
+    return run.derived("tfb", weights=weights, posterior=found)
 
 
 def _loss(predictions: Predictions, answers: Tensor, criterion: str) -> float:
@@ -145,8 +145,9 @@ def _make(bench: Bench) -> Result:
     return Result(predictions, run, seconds, numbers_per_weight(run.posterior, run), bench.settings.samples, facts)
 
 
+OPTIONS = options_of(tfb)
 TFB = Method(
-    "tfb", "+ TFB", "TFB: noise on AdamW's adapter, as much as validation questions bear", _make, "adamw", True
+    "tfb", "+ TFB", "TFB: noise on AdamW's adapter, as much as validation questions bear", _make, "adamw", OPTIONS
 )
-TFB_BLOB = Method("tfb@blob", "TFB on BLoB's mean", "TFB: the same noise on BLoB's mean", _make, "blob", True)
-TFB_IVON = Method("tfb@ivon", "TFB on IVON's mean", "TFB: the same noise on IVON's mean", _make, "ivon", True)
+TFB_BLOB = Method("tfb@blob", "TFB on BLoB's mean", "TFB: the same noise on BLoB's mean", _make, "blob", OPTIONS)
+TFB_IVON = Method("tfb@ivon", "TFB on IVON's mean", "TFB: the same noise on IVON's mean", _make, "ivon", OPTIONS)

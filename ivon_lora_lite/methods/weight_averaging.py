@@ -14,7 +14,7 @@ from ..files import read_json
 from ..language import Question, Task
 from ..posterior import LowRankPosterior, trainable
 from ..training import RUN_FILE, Run, finetune, load_run
-from .base import METRICS_FILE, Bench, Method, Result, numbers_per_weight
+from .base import METRICS_FILE, Bench, Method, Result, numbers_per_weight, options_of
 
 SMALLEST = 1e-30  # of Σ_d: rounding can make a variance of moments 0 or negative
 
@@ -211,18 +211,18 @@ def _make_swa(bench: Bench) -> Result:
     same = with_draws and read_json(with_draws / METRICS_FILE)["config"].get("chosen", {}) == dict(bench.chosen)
     if same and (with_draws / RUN_FILE).exists():
         run = load_run(with_draws, bench.model)
-        run = replace(run, posterior=None, config={**run.config, "method": "swa"})
+        run = run.derived("swa", posterior=None)
     else:
         run = swa(bench.run, bench.task, **_further(bench))
     return Result(predict(run, bench.questions, progress=bench.progress), run, {"fit": run.seconds})
 
 
-SWA = Method("swa", "+ SWA", "SWA: mean of the weights along further training", _make_swa, "adamw", True)
+SWA = Method("swa", "+ SWA", "SWA: mean of the weights along further training", _make_swa, "adamw", options_of(swa))
 SWAG = Method(
     "swag",
     "+ SWAG",
     "SWAG: Gaussian with the mean and covariance of the weights along further training",
     _make_swag,
     stands_on="adamw",
-    tunable=True,
+    settings=options_of(swag),
 )

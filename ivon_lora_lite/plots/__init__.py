@@ -35,8 +35,8 @@ from .matrices import matrix_figure
 from .methods import methods_figure
 from .report import report_html, sweep_html
 from .sensitivity import agreement_figure, dots_figure
-from .style import AXIS, COLORS, INK, LAYOUT, TITLES, axis_range, rounded
+from .style import AXIS, COLORS, INK, LAYOUT, TITLES, axis_range, rounded, short
 from .tables import draws_html, flips_html, table_html, tokens_html
-from .toys import functions_figure, maps_figure, percent, search_figure, short
+from .toys import functions_figure, maps_figure, percent, search_figure
 from .trials import forest_figure, lines_figure, noise_figure
 from .weights import sigma_by_tensor, sigma_figure

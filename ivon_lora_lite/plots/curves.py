@@ -8,7 +8,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from .style import AXIS, COLORS, INK, LAYOUT
+from .style import AXIS, COLORS, INK, LAYOUT, short
 
 SHADE, TINT = "rgba(28, 39, 51, 0.15)", "rgba(28, 39, 51, 0.5)"
 EXACT = {"mode": "lines", "fill": "tozeroy", "fillcolor": SHADE, "line": {"color": INK, "width": 1}}
@@ -50,13 +50,8 @@ def rings(x: Tensor, y: Tensor, height: Tensor, step: float, count: int = 12) ->
     levels = {"coloring": "lines", "start": 500, "end": 1000 * count - 500, "size": 1000}
     above = (1000 * (height - height.min()) / step).clamp(max=1000 * count + 1000)
     grey = {"colorscale": [[0, "#c4c8ce"], [1, "#c4c8ce"]], "showscale": False, "line": {"width": 1}}
-    values = {"x": short(x, 3), "y": short(y, 3), "z": above.round().numpy().astype("uint16")}
+    values = {"x": short(x), "y": short(y), "z": above.round().numpy().astype("uint16")}
     return go.Contour(**values, contours=levels, hoverinfo="skip", **grey)
-
-
-def short(values: Tensor, decimals: int = 4):
-    """A float32 array of rounded numbers, which a figure keeps in few bytes."""
-    return (torch.round(torch.as_tensor(values, dtype=torch.float64), decimals=decimals) + 0.0).float().numpy()
 
 
 def curves_figure(
@@ -90,7 +85,7 @@ def curves_figure(
                 raise ValueError(f"The curve {name!r} has {sizes[0]} x and {sizes[1]} y.")
             place = {"row": 1, "col": col, "legendgroup": name, "showlegend": name not in seen and bool(name)}
             style = {"line_simplify": False, **LOSS, **styles.get(name, {})}
-            figure.add_scatter(x=short(curve[0]), y=short(curve[1]), name=name, **style, **place)
+            figure.add_scatter(x=short(curve[0], 4), y=short(curve[1], 4), name=name, **style, **place)
             seen.add(name)
     figure.update_xaxes(title={"text": x, **AXIS}, **GRID).update_yaxes(**GRID)
     figure.update_yaxes(title={"text": y, **AXIS}, col=1)
@@ -107,9 +102,9 @@ def objective_figure(theta: Tensor, loss: Tensor, parts: tuple[str, ...]) -> go.
         parts: names of the bars.
     """
     figure = make_subplots(1, 2, column_widths=[0.64, 0.36], horizontal_spacing=0.1)
-    figure.add_scatter(x=short(theta), y=short(loss), name="loss ℓ", **LOSS, row=1, col=1)
+    figure.add_scatter(x=short(theta, 4), y=short(loss, 4), name="loss ℓ", **LOSS, row=1, col=1)
     pen = {"color": COLORS["now"], "width": 2}
-    figure.add_scatter(x=short(theta), name="q", mode="lines", line=pen, fill="tozeroy", row=1, col=1)
+    figure.add_scatter(x=short(theta, 4), name="q", mode="lines", line=pen, fill="tozeroy", row=1, col=1)
     bars = {"marker_color": [TINT, TINT, COLORS["now"]], "textposition": "outside", "width": 0.6}
     figure.add_bar(x=list(parts), y=[0.0] * len(parts), texttemplate="%{y:.2f}", showlegend=False, **bars, row=1, col=2)
     figure.update_xaxes(**GRID).update_yaxes(**GRID)

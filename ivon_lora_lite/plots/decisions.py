@@ -9,9 +9,9 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from ..evaluation import Abstention, Predictions, abstain, doubts, right_answers, risk_coverage
-from .style import AXIS, COLORS, INK, LAYOUT, color_of, rounded
+from .style import AXIS, COLORS, INK, LAYOUT, color_of, rounded, short
 from .tables import STYLE
-from .toys import percent, short
+from .toys import percent
 
 COVERAGES = tuple(round(0.05 * k, 2) for k in range(2, 21))  # 0.1, 0.15 … 1
 POINTS = 90  # of a curve

@@ -1,7 +1,8 @@
 """Figures of predictions: the τ trade-off, for one run and over seeds, and reliability diagrams."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 
 import plotly.graph_objects as go
 import torch
@@ -221,11 +222,11 @@ def lengths_figure(results: Mapping[str, Mapping[float, Sequence[Mapping[str, fl
     """
     titles = [f"<b>{TITLES[name]}</b>" for name in METRICS]
     figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.11)
-    free: dict[str, list[str]] = {}
+    dashes: dict[str, Iterator[str]] = {}
     looks: dict[str, tuple[str, str]] = {}  # method → colour, dash
     for method in sorted(results, key=lambda title: "@" in title):
         color = COLORS["ivon" if method.startswith("IVON") else "adamw" if method.startswith("AdamW") else "before"]
-        looks[method] = color, free.setdefault(color, ["solid", "dash", "dot", "dashdot"]).pop(0)
+        looks[method] = color, next(dashes.setdefault(color, cycle(("solid", "dash", "dot", "dashdot"))))
     for method, by_length in results.items():
         color, dash = looks[method]
         lengths = sorted(by_length)

@@ -7,8 +7,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from .curves import short
-from .style import AXIS, COLORS, INK, LAYOUT, TITLES
+from .style import AXIS, COLORS, INK, LAYOUT, TITLES, short
 
 GATES = "#2b8a3e"  # what gates decided; plain LoRA, trained by AdamW and rounded or not, has AdamW's colour
 SHADES = ("#8fce9b", GATES, INK)  # from coarse to fine
@@ -27,7 +26,7 @@ def levels_figure(x: Tensor, levels: Mapping[int, Tensor], errors: Mapping[int, 
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.13, column_widths=[0.55, 0.45])
     for (bits, y), color in zip(levels.items(), SHADES):
         line = {"color": color, "width": 2.5 if color != INK else 1}
-        figure.add_scatter(x=short(x, 3), y=short(y, 3), name=f"{bits} bits", line=line, row=1, col=1)
+        figure.add_scatter(x=short(x), y=short(y), name=f"{bits} bits", line=line, row=1, col=1)
     dots = {"mode": "lines+markers", "line": {"color": GATES, "dash": "dot"}, "marker": {"size": 9}}
     figure.add_scatter(x=list(map(str, errors)), y=list(errors.values()), showlegend=False, **dots, row=1, col=2)
     for col, (x_title, y_title) in enumerate((("x", "rounded x"), ("bits", "error (log scale)")), start=1):
@@ -113,7 +112,7 @@ def ranks_figure(panels: Mapping[str, Mapping[str, Sequence[int]]], most: int) -
         len(panels), 1, subplot_titles=[f"<b>{t}</b>" for t in panels], shared_xaxes=True, vertical_spacing=0.1
     )
     for row, lines in enumerate(panels.values(), start=1):
-        cells = {"z": short(torch.tensor(list(lines.values()))), "y": list(lines), "xgap": 1, "ygap": 1}
+        cells = {"z": short(torch.tensor(list(lines.values())), 4), "y": list(lines), "xgap": 1, "ygap": 1}
         figure.add_heatmap(**cells, coloraxis="coloraxis", row=row, col=1)
     figure.update_yaxes(autorange="reversed").update_xaxes(title={"text": "layer", **AXIS}, row=len(panels))
     scale = {"colorscale": [[0, "#f1f3f5"], [1, GATES]], "cmin": 0, "cmax": most, "colorbar": {"title": "rank"}}

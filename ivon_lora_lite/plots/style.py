@@ -1,6 +1,7 @@
 """Colours, layout and axes that all figures share: a colour means one thing everywhere."""
 
 import plotly.io as pio
+import torch
 from torch import Tensor
 
 COLORS = {"ivon": "#1f5fbf", "linear": "#7fa7dd", "adamw": "#d9822b", "before": "#8a8f98", "now": "#c2255c"}
@@ -40,3 +41,8 @@ def color_of(title: str) -> str:
 def rounded(values: Tensor, digits: int = 4) -> list[float]:
     """Numbers short enough for a file that holds the figure."""
     return [round(float(v), digits) for v in values]
+
+
+def short(values: Tensor, digits: int = 3):
+    """The same as a float32 array, which a figure keeps in few bytes."""
+    return (torch.round(torch.as_tensor(values, dtype=torch.float64), decimals=digits) + 0.0).float().numpy()

@@ -7,17 +7,12 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from .style import AXIS, COLORS, INK, LAYOUT
+from .style import AXIS, COLORS, INK, LAYOUT, short
 
 CLASSES = ("#6b4fa0", "#2e8b57")  # purple and green, which stand for no optimizer
 SHADES = [[0, "#bcaedd"], [0.5, "#fbfbfb"], [1, "#9fd4b5"]]
 LINES = {"start": 10, "end": 90, "size": 40, "coloring": "fill"}
 HALF = {"start": 50, "end": 50, "size": 1, "coloring": "none"}
-
-
-def short(values: Tensor):
-    """Numbers with three decimals, as an array: what lines and points of a figure hold."""
-    return values.float().numpy().round(3)
 
 
 def percent(probabilities: Tensor):

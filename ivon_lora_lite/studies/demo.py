@@ -1,7 +1,6 @@
 """The main job, end to end: AdamW against IVON on the same questions, in the same order, with the same budget."""
 
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from ..evaluation import (
     score,
     tau_sweep,
 )
-from ..files import LOCK, provenance, read_json, reserved, write_json, write_or_keep
+from ..files import LOCK, provenance, read_json, reserved, whole_folder, write_json, write_or_keep
 from ..language import Question, Task, description_of, load_model, load_task
 from ..methods import KeepBest, temperature
 from ..training import Run, finetune, save_run
@@ -107,25 +106,13 @@ def run_demo(
         with clock.phase("write results"):
 
             def write(folder: Path) -> None:
-                _write(folder, results, runs if weights else {}, sweep, record)
-                if page:
-                    write_report(page, folder / "report.html", scores, results, sweep, record, questions)
+                with whole_folder(folder, last=METRICS_FILE) as stage:
+                    _write(stage, results, runs if weights else {}, sweep, record)
+                    if page:
+                        write_report(page, stage / "report.html", scores, results, sweep, record, questions)
 
-            write_or_keep(lambda folder: _whole_or_absent(write, folder), out)
+            write_or_keep(write, out)
     return scores
-
-
-def _whole_or_absent(write, folder: Path) -> None:
-    """Write a demo; where there was none, leave nothing half-written."""
-    before = (folder / METRICS_FILE).exists()
-    try:
-        write(folder)
-    except BaseException:
-        if not before:
-            for path in folder.iterdir():
-                if path.name != LOCK:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
 
 
 class Clock:
@@ -198,7 +185,7 @@ def _write(out: Path, results: dict, runs: dict[str, Run], sweep: TauSweep, reco
         predictions.save(_predictions(out, method))
     sweep.save(out / "predictions" / "tau-sweep.safetensors")
     for optimizer, run in runs.items():
-        save_run(run, out / optimizer, overwrite=True)
+        save_run(run, out / optimizer)
     write_json(out / METRICS_FILE, record)
 
 

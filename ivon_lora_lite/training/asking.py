@@ -135,7 +135,7 @@ def ask(
     if run.posterior is not None:
         drawn = predict(run, questions, samples=samples, tau=tau, seed=seed, progress=progress).probabilities
     chosen = {"samples": samples, "tau": tau} if run.posterior is not None else {}
-    other = any(abstaining.get(name, value) != value for name, value in chosen.items())
+    other = any({"tau": 1.0, **abstaining}.get(name) != value for name, value in chosen.items())
     threshold = None if other else abstaining.get("threshold")
     return [
         Answer(q.stem, q.choices, at_mean[n, : len(q.choices)], drawn[:, n, : len(q.choices)], threshold)

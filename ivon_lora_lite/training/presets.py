@@ -68,15 +68,20 @@ def preset_sigma(steps: int) -> float:
     return float(f"{(settings['ess'] * settings['hess_init']) ** -0.5:.3g}")
 
 
+def known_settings(optimizer: str) -> set[str]:
+    """The names of an optimizer's settings."""
+    if optimizer == "ivon":
+        return {"prior", *inspect.signature(IVON).parameters} - {"params", "seed"}
+    return {"lr", "weight_decay"}
+
+
 def check_settings(optimizer: str, settings: Mapping) -> None:
     """Refuse settings that the optimizer does not have.
 
     Raises:
         ValueError: naming the first of them, and what there is.
     """
-    known = {"lr", "weight_decay"}
-    if optimizer == "ivon":
-        known = {"prior", *inspect.signature(IVON).parameters} - {"params", "seed"}
+    known = known_settings(optimizer)
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(f"{optimizer} has no setting {unknown[0]!r}. It has {', '.join(sorted(known))}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -61,6 +61,16 @@ class Run:
     history: list[dict] = field(default_factory=list)
     seconds: float = math.nan
     gates: object | None = None
+
+    def derived(self, method: str, **changes) -> Run:
+        """A run that another method makes of this one; what was chosen for this one's predictions does not hold for it.
+
+        Args:
+            method: its name, for ``config``.
+            changes: fields to replace, as in :func:`dataclasses.replace`; a ``config`` is added to this run's.
+        """
+        own = {name: value for name, value in self.config.items() if name not in ("abstain", "tau")}
+        return replace(self, config={**own, **changes.pop("config", {}), "method": method}, **changes)
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write a PEFT adapter, ``posterior.safetensors`` and ``run.json``; see :func:`save_run`."""

@@ -50,7 +50,13 @@ def test_quadratic_losses_are_merged_exactly():
 def test_a_merged_run_is_a_run(tiny_model, tmp_path):
     task, model = load_task("everyday@1"), tiny_model()
     runs = [finetune(model, questions, seed=4, **SHORT) for questions in (task.train[:6], task.train[6:12])]
+    for kind in ("abstain", "tau", "data"):  # of the first run alone
+        runs[0].config[kind] = {"value": 0.5}
     merged = merge_runs(runs, prior=1e-3)
+    assert not {"abstain", "tau", "data"} & merged.config.keys() and runs[0].config["abstain"]
+    assert merged.config["train_size"] == 12 and merged.config["tasks"] == [run.config["task"] for run in runs]
+    with pytest.raises(ValueError, match="gates cannot be merged"):
+        merge_runs([replace(runs[0], gates=object()), runs[1]])
     for name, m in merged.weights.items():
         one, other = (run.weights[name] for run in runs)
         assert not torch.equal(m, one) and not torch.equal(m, other)

@@ -81,6 +81,10 @@ def test_gradients_are_those_of_autograd(run):
         expected = ess / 6 * sum(float((v[name] * g.square()).sum()) for name, g in grads.items())
         assert float(found.change[i]) == pytest.approx(expected, rel=1e-3)
     assert found.leave_one_out == pytest.approx(float((found.loss + found.change).mean()))
+    some = sensitivity(run, questions[2:4])  # of a part N stays that of the training
+    torch.testing.assert_close(some.change, found.change[2:4], atol=1e-6, rtol=1e-3)
+    part, whole = (leave_one_out(run, linearized(run, qs)).mean for qs in (questions[2:4], questions))
+    torch.testing.assert_close(part, whole[2:4], atol=1e-4, rtol=1e-3)
 
 
 def test_influence_is_symmetric_and_its_diagonal_is_the_sensitivity(run):
@@ -144,7 +148,7 @@ def test_left_out_logits_are_those_of_a_fit_without_the_example():
     covariance = torch.diag_embed(torch.einsum("cd,nd->nc", v, x.square()))  # J diag(v) Jᵀ: one row of w per logit
     line = Linearized((x @ w.T).float(), covariance.float(), labels)
     gaussian = SimpleNamespace(variance={"w": v}, metadata={"ess": ess})
-    found = leave_one_out(SimpleNamespace(posterior=gaussian), line)
+    found = leave_one_out(SimpleNamespace(posterior=gaussian, config={"train_size": n}), line)
     exact = torch.stack([fitted(torch.arange(n) != i) @ x[i] for i in range(n)])
     moved, expected = found.mean.double() - x @ w.T, exact - x @ w.T
     assert torch.corrcoef(torch.stack([moved.flatten(), expected.flatten()]))[0, 1] > 0.95

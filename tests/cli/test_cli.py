@@ -306,6 +306,8 @@ def test_evaluate_on_several_tasks_and_what_goes_to_a_person(finished, capsys):
     assert re.search(
         r"everyday@1 told from everyday@2 by doubt, AUROC: confidence 0\.\d+, entropy 0\.\d+, mutual", said
     )
+    assert command("evaluate", finished, "--quiet", *tasks[:-1], 0) == 0  # at the mean no draws disagree
+    assert re.search(r"by doubt, AUROC: confidence 0\.\d+, entropy 0\.\d+$", capsys.readouterr().out, re.MULTILINE)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -451,6 +453,11 @@ def test_a_damaged_run_is_no_place_for_a_new_one(model, tmp_path, capsys):
     (tmp_path / "run" / "run.json").write_text("{}")
     error = refusal(capsys, tmp_path, "finetune", "--model", model, *SMALL, "--out", tmp_path / "run")
     assert "run.json" in error
+
+
+def test_evaluate_refuses_to_answer_no_question(finished, tmp_path, capsys):
+    words = ("evaluate", finished, "--quiet", "--test-size", 2, "--samples", 0, "--abstain", 0)
+    assert "The share is 0.0; expected a number above 0" in refusal(capsys, tmp_path, *words)
 
 
 def test_evaluate_refuses_a_negative_temperature(finished, tmp_path, capsys):

@@ -62,7 +62,10 @@ def test_doubts_of_one_point_have_no_mutual_information():
     assert set(doubts(one)) == set(DOUBTS)
     assert doubts(one)["mutual_information"].abs().max() < 1e-6
     torch.testing.assert_close(doubts(one)["confidence"], 1 - one.ensemble().double().max(-1).values)
-    assert set(error_detection(predictions())) == set(DOUBTS)
+    assert set(error_detection(predictions())) == set(DOUBTS) == set(shift_detection(predictions(), predictions(1)))
+    points = list(DOUBTS[:2])
+    assert list(error_detection(one)) == list(shift_detection(one, predictions())) == points
+    assert list(shift_detection(predictions(), one)) == points
 
 
 def test_confident_answers_are_in_order_too():

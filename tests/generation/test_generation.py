@@ -64,6 +64,8 @@ def test_chats_go_through_the_template(run):
         asked, spelled = generate(run, ["Hi", [{"role": "user", "content": "Hi"}]], **options)
         (plain,) = generate(run, ["user: Hi\nassistant:"], chat=False, **options)
         assert asked.texts == spelled.texts == plain.texts
+        with pytest.raises(ValueError, match="A chat without messages"):
+            generate(run, [[]], **options)
     finally:
         tokenizer.chat_template = None
 
@@ -80,6 +82,18 @@ def test_several_texts_a_draw_and_a_prompt_in_no_list_are_refused(tiny_model):
         generate(run, PROMPTS, samples=1, max_new_tokens=2, do_sample=True, num_return_sequences=2)
     with pytest.raises(ValueError, match="prompts is 'Ice melts when'; expected a list"):
         generate(run, PROMPTS[0], samples=1, max_new_tokens=2)
+
+
+def test_a_prompt_without_tokens_and_counts_that_are_too_small_are_refused(tiny_model):
+    run = without_training(tiny_model())
+    with pytest.raises(ValueError, match="The prompt '' has no tokens"):
+        generate(run, [PROMPTS[0], ""], chat=False)
+    with pytest.raises(ValueError, match="The prompt '' has no tokens"):
+        token_uncertainty(run, "", " it is warm", chat=False)
+    with pytest.raises(ValueError, match="samples is -3; expected 0"):
+        generate(run, PROMPTS, samples=-3)
+    with pytest.raises(ValueError, match="batch_size is 0; expected at least 1"):
+        generate(run, PROMPTS, batch_size=0)
 
 
 def test_a_generation_config_says_how_many_tokens_are_written(tiny_model, monkeypatch):

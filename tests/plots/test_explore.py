@@ -396,7 +396,9 @@ def test_the_slider_starts_at_the_posterior_and_says_how_many_draws_were_made():
     whole = synthetic(taus=(0.0, 1.0, 4.0), linear=False)
     few = TauSweep(whole.taus, whole.logits, whole.labels, drawn=(1, 4, 2))
     explorer = TauExplorer(few)
-    assert explorer.tau == 1.0 and "τ = 1, 4 draws" in text(explorer._table.value)
+    assert explorer.tau == 1.0 and "τ = 1, 2 draws" in text(explorer._table.value)  # as many as every τ has
+    explorer.samples = 4
+    assert "τ = 1, 4 draws" in text(explorer._table.value)
     explorer.tau = 4.0
     assert "τ = 4, 2 draws" in text(explorer._table.value)
     assert dict(explorer.scores) == pytest.approx(dict(few.scores(4.0, 2)))
@@ -451,6 +453,8 @@ def test_lengths_are_means_with_standard_errors_over_seeds():
     assert list(figure.layout.xaxis.tickvals) == [5, 20]
     both = lengths_figure({"IVON@mean": {5: [scores(0.0)]}, "IVON": {5: [scores(1.0)]}})
     assert [(trace.name, trace.line.dash) for trace in both.data[::4]] == [("IVON@mean", "dash"), ("IVON", "solid")]
+    many = lengths_figure({f"IVON {k}": {5: [scores(0.0)]} for k in range(6)})
+    assert [t.line.dash for t in many.data[::4]] == ["solid", "dash", "dot", "dashdot", "solid", "dash"]
 
 
 def test_a_question_is_shown_draw_by_draw():

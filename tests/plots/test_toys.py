@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ivon_lora_lite.plots import COLORS, functions_figure, maps_figure, percent, search_figure
+from ivon_lora_lite.plots import COLORS, functions_figure, maps_figure, percent, search_figure, short
 
 
 def test_a_map_its_borders_and_the_two_classes():
@@ -24,6 +24,12 @@ def test_a_map_its_borders_and_the_two_classes():
 def test_a_map_off_the_grid_is_refused():
     with pytest.raises(ValueError, match=r"a: the map is \(4, 3\), the grid \(3, 4\)"):
         maps_figure({"a": torch.zeros(4, 3)}, torch.arange(4.0), torch.arange(3.0), torch.zeros(0, 2), torch.zeros(0))
+
+
+def test_short_numbers_have_as_many_decimals_as_are_asked_for():
+    values = torch.tensor([0.12345, -0.00001])
+    assert [str(v) for v in short(values)] == ["0.123", "0.0"]  # no minus before a zero
+    assert [str(v) for v in short(values, 4)] == ["0.1235", "0.0"]
 
 
 def test_percent_rounds():

@@ -196,10 +196,10 @@ def test_what_is_said_of_a_second_task_is_recorded():
 
 
 def test_what_is_said_of_a_task_that_the_model_hardly_knows_is_recorded():
-    """OpenBookQA, one seed: IVON's mean gains accuracy, and needs a temperature; its draws alone are overconfident."""
+    """OpenBookQA: IVON's mean gains accuracy, and needs a temperature; its draws alone are overconfident."""
     records = {title: lengths[20] for title, lengths in by_length(RUNS / "passes", "openbookqa").items()}
     predictions = {title: [r.predictions for r in rows] for title, rows in records.items()}
-    assert len(records["IVON"]) == 1 and len(records["IVON"][0].predictions.labels) == 500
+    assert len(records["IVON"]) == 3 and len(records["IVON"][0].predictions.labels) == 500
     scaled = "AdamW + temperature", "IVON@mean + temperature"
     for (a, b), metric in ((("AdamW", "IVON@mean"), "acc"), (scaled, "nll")):
         found = paired_differences(predictions[a], predictions[b])[metric]
@@ -207,9 +207,11 @@ def test_what_is_said_of_a_task_that_the_model_hardly_knows_is_recorded():
         said = f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
         assert low * high > 0 and said in " ".join(README.split())
     assert paired_differences(predictions[scaled[0]], predictions["IVON"])["nll"]["interval"][0] > 0
-    scores = {title: rows[0].scores for title, rows in records.items()}
-    assert min(scores, key=lambda title: scores[title]["nll"]) == scaled[1]
-    assert scores["AdamW"]["ece"] > scores["IVON"]["ece"] > records["IVON"][0].floor + 0.1
+    for k in range(3):
+        scores = {title: rows[k].scores for title, rows in records.items()}
+        assert min(scores, key=lambda title: scores[title]["nll"]) == scaled[1]
+        assert scores["AdamW"]["ece"] > scores["IVON"]["ece"] > records["IVON"][k].floor + 0.1
+        assert scores["AdamW"]["acc"] < 0.32
 
 
 def test_what_is_said_of_planted_labels_is_recorded():

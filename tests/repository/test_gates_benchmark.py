@@ -52,7 +52,8 @@ def test_every_method_is_recorded_once(benchmark, tiny_folder, tmp_path, monkeyp
 
     monkeypatch.setattr(benchmark, "lora_trial", lambda *_: 1 / 0)
     benchmark.main(options)  # nothing is repeated
-    with pytest.raises(SystemExit, match="other options"):
-        benchmark.main([*options, "--steps", "13"])
+    for other in (["--steps", "13"], ["--adalora-lr", "0.5"], ["--split", "validation"]):
+        with pytest.raises(ValueError, match="is asked for: choose another --out"):
+            benchmark.main([*options, *other])
     with pytest.raises(SystemExit):
         benchmark.main([*options, "--methods", "lora-r3"])

@@ -29,6 +29,9 @@ def test_every_seed_is_recorded_once(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "finetune", lambda *_: 1 / 0)
     monkeypatch.setattr(script, "record", lambda *_: 1 / 0)
     script.main()
+    monkeypatch.setattr("sys.argv", [*command, "--passes", "3"])
+    with pytest.raises(ValueError, match="made with passes=2, and now passes=3"):
+        script.main()
 
 
 def test_moves_lead_to_the_average_and_to_what_merge_runs_gives(tiny_folder):

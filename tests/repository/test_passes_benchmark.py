@@ -37,7 +37,7 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
     learned.main()
 
     sweeps = load_script("benchmarks/sweeps.py")
-    again = ["sweeps.py", *shared, "--out", str(tmp_path / "sweeps"), "--passes", "2", "--seeds", "21", "42"]
+    again = ["sweeps.py", *shared, "--out", str(tmp_path / "sweeps"), "--passes", "2", "--seeds", "42", "21"]
     again += ["--test-size", "6", "--validation-size", "4", "--samples", "3", "--elsewhere", "2", "--many", "5"]
     monkeypatch.setattr("sys.argv", again)
     sweeps.main()
@@ -46,8 +46,10 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
     assert sweep.taus == sweeps.TAUS and sweep.logits.shape == (13, 3, 6, 4) and sweep.linear is not None
     assert set(sweep.drawn) == {1, 2, 3}
     assert set(TauSweep.load(seed42 / "validation.safetensors").drawn) == {1, 3}
-    assert Predictions.load(seed21 / "draws.safetensors").samples == 5 and not (seed42 / "draws.safetensors").exists()
-    cut = Predictions.load(seed42 / "pruned.safetensors")
+    cut, many = (Predictions.load(seed42 / f"{name}.safetensors") for name in ("pruned", "draws"))
+    assert many.samples == 5 and not (seed21 / "draws.safetensors").exists()  # of the first seed only
+    facts = ("task", "passes", "run_seed", "provenance")
+    assert [many.metadata[name] for name in facts] == [cut.metadata[name] for name in facts]
     assert cut.logits.shape == (16, 6, 4) and cut.metadata["rows"][1] == [0.1, "ratio"]
     assert torch.equal(cut.logits[0], sweep.logits[0, 0])
     monkeypatch.setattr(sweeps, "sampled", lambda *_: 1 / 0)

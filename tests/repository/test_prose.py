@@ -149,6 +149,8 @@ def test_records_count_where_they_are_named_and_without_their_logs():
     assert len(prose.violations("x.md", text, "")) == 1
     assert prose.violations("x.md", f"{text} (data/runs/demo)", "") == []
     assert len(prose.violations("x.md", f"{text} (data/runs/everyday-search)", "")) == 1
+    assert prose.numbers_of_json({"losses": [0.5] * 21, "p_right": {"a": 0.1}, "few": [0.25] * 2}) == [0.25] * 2
+    assert len(prose.violations("x.md", f"{text} and a demo", "")) == 1  # an everyday word names no record
     assert prose.numbers_of_json({"a": [1, {"b": 2.5}], "history": [{"loss": 9.0}], "c": "7", "d": True}) == [1.0, 2.5]
 
 

@@ -10,7 +10,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -36,7 +38,7 @@ from ivon_lora_lite.cli import main
 from ivon_lora_lite.methods import KeepBest, Method, Settings
 from ivon_lora_lite.methods.adamw import BEST
 from ivon_lora_lite.studies import load_records
-from ivon_lora_lite.studies.table1 import Cell, decision_scores, decision_table, export
+from ivon_lora_lite.studies.table1 import Cell, decision_scores, decision_table, export, runner
 from ivon_lora_lite.studies.table1.layout import AVERAGE, DIGITS, SCALE, Entry
 from ivon_lora_lite.studies.table1.records import METRICS_FILE, load_record
 from ivon_lora_lite.studies.table1.runner import plan
@@ -167,18 +169,40 @@ def same_as(made, out, methods) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_table(made, tiny_folder, tmp_path):
+def test_two_processes_give_the_same_table_and_keep_quiet(made, tiny_folder, tmp_path, capfd):
     methods = ["adamw", "swa", "ensemble", "ivon@mean", "ivon"]
-    assert main([*command(tiny_folder, tmp_path, "--jobs", "2"), "--methods", *methods]) == 0
+    assert main([*command(tiny_folder, tmp_path, "--jobs", "2", "--quiet"), "--methods", *methods]) == 0
+    assert "seed 21: ACC" not in capfd.readouterr().out
     same_as(made, tmp_path, methods)
 
 
+def test_what_other_processes_say_is_said_here_and_the_first_failure_cancels_those_that_wait(monkeypatch):
+    started, said, heard = [], [], threading.Event()
+
+    def work(out, chain, *_):
+        started.append(chain)
+        yield f"cell {chain}"
+        if chain == 1:
+            assert heard.wait(60)
+            raise ValueError("a chain fails")
+        time.sleep(0.05 * (chain > 1))
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(runner, "_work", work)
+    with pytest.raises(ValueError, match="a chain fails"):
+        for line in runner._with_processes([("out", chain) for chain in range(100)], 1):
+            said.append(line)
+            heard.set()
+    assert said == ["cell 0"] and len(started) < 100
+
+
 @pytest.mark.slow
-def test_a_ray_cluster_gives_the_same_table(made, tiny_folder, tmp_path):
+def test_a_ray_cluster_gives_the_same_table(made, tiny_folder, tmp_path, capsys):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
     try:
         assert main([*command(tiny_folder, tmp_path, "--engine", "ray"), "--methods", "adamw", "swa"]) == 0
+        assert capsys.readouterr().out.count(": ACC") == 4
     finally:
         ray.shutdown()
     same_as(made, tmp_path, ["adamw", "swa"])
@@ -260,7 +284,7 @@ def test_without_weights_swa_is_trained_on_its_own_and_is_the_same(made, tiny_fo
     p, log_scaled = plain.predictions.ensemble(), scaled.predictions.ensemble().log()
     ratio = (log_scaled[:, :1] - log_scaled) / (p[:, :1] / p).log()
     torch.testing.assert_close(
-        ratio[:, 1:], torch.full_like(ratio[:, 1:], 1 / scaled.facts["temperature"]), atol=1e-3, rtol=1e-3
+        ratio[:, 1:], torch.full_like(ratio[:, 1:], 1 / scaled.content["facts"]["temperature"]), atol=1e-3, rtol=1e-3
     )
 
 
@@ -412,6 +436,44 @@ def test_settings_chosen_for_swa_and_laplace_are_theirs(tiny_folder, tmp_path):
     assert load_run(found["laplace_diag"].folder).posterior.metadata["prior_mean"] == "start"
 
 
+@pytest.mark.parametrize(
+    "chosen, sentence",
+    [
+        ([], "task → method → name → value; what is chosen is []."),
+        ({"everyday": 3}, "what is chosen for everyday is 3."),
+        ({"everyday": {"tfb": [0.1]}}, "what is chosen for tfb on everyday is [0.1]."),
+        ({"everyday": {"tfb": {"tolerance": None}}}, "tolerance of tfb on everyday is None; expected a number or"),
+        ({"everyday": {"tfb": {"tolerence": 0.1}}}, "tfb has no setting 'tolerence', which is chosen for everyday. It"),
+        ({"everyday": {"adamw": {"ess": 1e5}}}, "adamw has no setting 'ess'"),
+        ({"everyday": {"ivon": {"params": 1}}}, "ivon has no setting 'params'"),
+        (
+            {"everyday": {"laplace_diag": {"structure": "kfac"}}},
+            "no setting 'structure', which is chosen for everyday.",
+        ),
+    ],
+)
+def test_a_mistake_in_what_is_chosen_is_one_sentence_before_anything_is_made(chosen, sentence, tmp_path, capsys):
+    (tmp_path / "chosen.json").write_text(json.dumps(chosen))
+    assert main(["table1", "--chosen", str(tmp_path / "chosen.json"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_settings_of_every_method_are_known():
+    tuned = {name: method.settings for name, method in METHODS.items() if method.settings}
+    assert tuned["swa"] == {"steps", "lr", "every"} == tuned["swag"] - {"rank"}
+    assert all(tuned[name] == {"centre", "batch_size"} for name in tuned if name.startswith("laplace"))
+    assert {"lr", "ess", "prior", "clip_radius"} < tuned["ivon"] and "ess" not in tuned["blob"]
+    for name, own in (
+        ("blob", "prior_sigma"),
+        ("scalabl", "kl_weight"),
+        ("pac_tuning", "stage"),
+        ("adamw", "schedule"),
+    ):
+        assert {"lr", "weight_decay", own} < tuned[name] and not tuned[name] & {"seed", "progress", "optimizer"}
+    assert tuned["tfb"] == tuned["tfb@ivon"] and {"tolerance", "criterion"} < tuned["tfb"]
+
+
 @pytest.mark.parametrize("method", ["temperature", "ensemble", "mc_dropout", "adamw@early", "ivon@mean"])
 def test_a_method_without_settings_has_none_to_choose(tiny_folder, tmp_path, method):
     settings = Settings(model=str(tiny_folder), dtype="fp32", chosen={"everyday": {method: {"samples": 7}}}, **SMOKE)
@@ -529,6 +591,12 @@ def test_differences_to_adamw_say_whether_they_improve():
     assert r"\textcolor{red}{(+0.100)} $1.100_{0.020}$" in table.latex()
     assert "| IVON | **(+2.3)** 52.3 | – | (+0.100) 1.100 ± 0.020 | – |" in table.compact()
     assert r"ACC (\%) $\uparrow$ & AdamW & $50.0_{1.2}$ \\" in table.latex()
+
+
+def test_latex_has_no_character_that_it_does_not_know():
+    entries = {("floor", "adamw", "a & b #1"): Entry(0.5, 0.1, 3)}
+    text = Table(entries, ["a & b #1"], list(METHODS)).latex()
+    assert text.isascii() and r"Metric & Method & a \& b \#1 \\" in text and r"linearised, $\tau$ on" in text
 
 
 def test_the_published_figures_stand_beside():

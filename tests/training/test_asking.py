@@ -56,6 +56,18 @@ def test_the_threshold_answers_the_share_that_was_asked_for(run, task, tmp_path)
     assert [a.abstains for a in ask(again, task.validation[:20], samples=3)] == [a.abstains for a in answers]
 
 
+def test_a_run_that_another_method_made_has_no_threshold_of_the_first(run, task):
+    ready = with_threshold(run, task.validation[:8], 0.75, samples=3)
+    point = with_threshold(replace(run, posterior=None), task.validation[:8], 0.75)  # a point's
+    tuned = replace(ready, config={**ready.config, "tau": {"value": 0.5}})
+    other = tuned.derived("tfb", weights=run.weights, config={"more": 1})
+    assert (
+        other.config["method"] == "tfb" and other.config["more"] == 1 and not {"abstain", "tau"} & other.config.keys()
+    )
+    assert ask(other, task.test[:1])[0].threshold is None and ask(ready, task.test[:1])[0].threshold
+    assert ask(replace(point, posterior=run.posterior), task.test[:1])[0].threshold is None  # draws are not the point
+
+
 def test_the_threshold_is_for_the_draws_with_which_it_was_chosen(run, task):
     questions = task.validation[:8]
     ready = with_threshold(run, questions, 0.75, samples=3)

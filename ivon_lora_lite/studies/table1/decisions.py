@@ -12,15 +12,14 @@ SHORT = {"confidence": "conf.", "entropy": "entropy", "mutual_information": "MI"
 
 
 def decision_scores(record: Record) -> dict[str, float]:
-    """Column → value, higher is better except for AURC; AUROCs are NaN for a doubt that is always 0."""
+    """Column → value, higher is better except for AURC; the AUROCs of a doubt that a point has not are NaN."""
     doubt, right = doubts(record.predictions)["confidence"], right_answers(record.predictions)
     out = {"AURC ×100 ↓": 100 * aurc(doubt, right), "ACC at 80 % ↑": 100 * accuracy_at(doubt, right)}
-    known = DOUBTS if record.predictions.samples > 1 else DOUBTS[:2]  # a point does not disagree with itself
     errors = error_detection(record.predictions)
-    out |= {f"errors, {SHORT[d]} ↑": 100 * errors[d] if d in known else math.nan for d in DOUBTS}
+    out |= {f"errors, {SHORT[d]} ↑": 100 * errors.get(d, math.nan) for d in DOUBTS}
     for task, predictions in record.shifted.items():
         found = shift_detection(record.predictions, predictions)
-        out |= {f"{task}, {SHORT[d]} ↑": 100 * found[d]["auroc"] if d in known else math.nan for d in DOUBTS}
+        out |= {f"{task}, {SHORT[d]} ↑": 100 * found[d]["auroc"] if d in found else math.nan for d in DOUBTS}
     return out
 
 

@@ -263,6 +263,9 @@ def _latex(text: str) -> str:
     for old, new in (
         ("%", r"\%"),
         ("_", r"\_"),
+        ("&", r"\&"),
+        ("#", r"\#"),
+        ("τ", r"$\tau$"),
         ("↑", r"$\uparrow$"),
         ("↓", r"$\downarrow$"),
         ("×", r"$\times$"),

@@ -189,7 +189,7 @@ def check_together(records: Sequence[Record]) -> None:
 def export(out: str | os.PathLike, to: str | os.PathLike) -> int:
     """Copy scores and predictions of all finished cells, without weights, to another folder; returns how many.
 
-    That is enough for :class:`~ivon_lora_lite.table1.Table`, and small enough to be published.
+    That is enough for :class:`~ivon_lora_lite.studies.table1.Table`, and small enough to be published.
     """
     records = load_records(out)
     for record in records:

@@ -7,9 +7,10 @@ independent. An ensemble stands on the AdamW runs of all seeds, so ensembles com
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from numbers import Number
 from pathlib import Path
 
 from ...files import read_json
@@ -37,6 +38,29 @@ def known(methods: Iterable[str]) -> None:
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"There is no method {method!r}. Known methods: {', '.join(METHODS)}.")
+
+
+def check_chosen(chosen: Mapping) -> None:
+    """Refuse what is not task → method → name → value, and settings that a method does not have."""
+    for task, by_method in _named(chosen, "what is chosen").items():
+        full_name(task)
+        known(_named(by_method, f"what is chosen for {task}"))
+        for method, values in by_method.items():
+            settings = METHODS[method].settings
+            for name, value in _named(values, f"what is chosen for {method} on {task}").items():
+                if not settings:
+                    raise ValueError(f"{method} has no settings to choose: leave it out of those for {task}.")
+                if name not in settings:
+                    there = ", ".join(sorted(settings))
+                    raise ValueError(f"{method} has no setting {name!r}, which is chosen for {task}. It has {there}.")
+                if not isinstance(value, Number | str):
+                    raise ValueError(f"{name} of {method} on {task} is {value!r}; expected a number or a word.")
+
+
+def _named(value: object, what: str) -> Mapping:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"Settings are chosen as task → method → name → value; {what} is {value!r}.")
+    return value
 
 
 def plan(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[list[Cell]]:
@@ -89,10 +113,11 @@ def run_table(
         engine: ``"local"``, or ``"ray"``: chains become tasks of the Ray cluster that is connected (or of a new local
             one). All its machines must see ``out``.
         keep_weights: keep the weights and posteriors of methods on which no other stands.
-        say: gets a line per finished cell.
+        say: gets a line per finished cell; from other processes, once the whole chain is finished.
 
     Raises:
-        ValueError: unknown names; the folder holds cells of other settings; a method lacks the run it stands on.
+        ValueError: unknown names; the folder holds cells of other settings; a method lacks the run it stands on, or
+            a setting that is chosen.
         ModuleNotFoundError: Ray is not installed.
     """
     out, settings = Path(out), settings or Settings()
@@ -101,12 +126,7 @@ def run_table(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; expected at least 1.")
     tasks = [full_name(task) for task in tasks]
-    for task, by_method in settings.chosen.items():
-        full_name(task)
-        known(by_method)
-        fixed = [method for method, values in by_method.items() if values and not METHODS[method].tunable]
-        if fixed:
-            raise ValueError(f"{fixed[0]} has no settings to choose: leave it out of those for {task}.")
+    check_chosen(settings.chosen)
     chains = plan(tasks, methods, seeds)
     _check_bases(out, chains)
     everything = [cell for chain in chains for cell in chain]
@@ -123,23 +143,29 @@ def run_table(
     for chains in (first, [chain for chain in todo if chain[0].method == "ensemble"]):
         arguments = [(out, chain, settings, hub, keep_weights, everything, jobs) for chain in chains]
         if engine == "ray" and arguments:
-            _with_ray(arguments)
+            lines = _with_ray(arguments)
         elif jobs > 1 and len(arguments) > 1:
-            _with_processes(arguments, jobs)
+            lines = _with_processes(arguments, jobs)
         else:
-            for argument in arguments:
-                _work(*argument, say=say)
+            lines = (line for argument in arguments for line in _work(*argument))
+        for line in lines:
+            say(line, flush=True)
 
 
-def _work(out, chain, settings, hub, keep_weights, everything, jobs, say=print) -> None:
-    """Make the cells of one chain, one after the other."""
+def _work(out, chain, settings, hub, keep_weights, everything, jobs) -> Iterator[str]:
+    """Make the cells of one chain, one after the other, with a line about each."""
     context = Context(out, chain[0].task, settings, hub)
     for cell in chain:
         started = time.perf_counter()
         record = load_record(fill(context, cell, keep_weights))
         scores = "  ".join(f"{name.upper()} {value:.3f}" for name, value in record.scores.items())
         took = time.perf_counter() - started
-        say(f"{_progress(out, everything, jobs)} {cell.label}: {scores}  ({took:.0f} s)", flush=True)
+        yield f"{_progress(out, everything, jobs)} {cell.label}: {scores}  ({took:.0f} s)"
+
+
+def _whole(*argument) -> list[str]:
+    """A chain made in another process, and its lines."""
+    return list(_work(*argument))
 
 
 def _progress(out: Path, everything: list[Cell], jobs: int) -> str:
@@ -158,28 +184,35 @@ def _progress(out: Path, everything: list[Cell], jobs: int) -> str:
     return f"[{len(everything) - len(left)}/{len(everything)}{when}]"
 
 
-def _with_processes(arguments: list[tuple], jobs: int) -> None:
+def _with_processes(arguments: list[tuple], jobs: int) -> Iterator[str]:
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_work, *argument) for argument in arguments]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-        for future in done:
-            future.result()
+        futures = [pool.submit(_whole, *argument) for argument in arguments]
+        try:
+            for future in as_completed(futures):
+                yield from future.result()
+        finally:  # after a failure
+            for future in futures:
+                future.cancel()
 
 
-def _with_ray(arguments: list[tuple]) -> None:
+def _with_ray(arguments: list[tuple]) -> Iterator[str]:
     try:
         import ray
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("--engine ray needs Ray: pip install 'ivon-lora-lite[ray]'.") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=True, include_dashboard=False)
-    work = ray.remote(_work)
+    work = ray.remote(_whole)
+    waiting = [work.remote(*argument) for argument in arguments]
     try:
-        ray.get([work.remote(*argument) for argument in arguments])
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            yield from ray.get(done)
     except ray.exceptions.RayTaskError as error:
         raise error.as_instanceof_cause() from error
+    finally:  # after a failure
+        for task in waiting:
+            ray.cancel(task)
 
 
 def _finished(out: Path, cell: Cell) -> bool:
