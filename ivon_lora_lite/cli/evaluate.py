@@ -30,6 +30,10 @@ def run(args: argparse.Namespace) -> None:
     if args.save and args.task and len(args.task) > 1:
         raise ValueError("--save writes the logits of one task: give one --task.")
     run = load_run(args.run, progress=not args.quiet)
+    if "tasks" in run.config and not args.task:
+        raise ValueError(
+            f"This run was merged from several: name tasks with --task, of {', '.join(run.config['tasks'])}."
+        )
     own = name_in_record(run.config["task"])
     known = {own: run.config["data"]} if "data" in run.config else {}  # your own questions: how they were read
     samples = args.samples if run.posterior is not None else 0

@@ -21,6 +21,7 @@ from ivon_lora_lite import (
 )
 from ivon_lora_lite.applications import merged_mean
 from ivon_lora_lite.applications.merging import curvature
+from ivon_lora_lite.cli import main
 from ivon_lora_lite.gates import Decisions, GatedPosterior
 from ivon_lora_lite.posterior import read_weights, reset_lora
 
@@ -112,3 +113,12 @@ def test_gated_runs_are_not_merged(run):
     gated = replace(run, posterior=GatedPosterior(run.posterior, Decisions({})))
     with pytest.raises(ValueError, match="needs IVON runs"):
         merge_runs([gated, gated])
+
+
+def test_a_merged_run_is_evaluated_on_tasks_that_are_named(monkeypatch, capsys):
+    merged = SimpleNamespace(
+        config={"task": "everyday@2 + arc_easy", "tasks": ["everyday@2", "arc_easy"]}, posterior=None
+    )
+    monkeypatch.setattr("ivon_lora_lite.training.load_run", lambda *_, **__: merged)
+    assert main(["evaluate", "merged"]) == 2
+    assert "name tasks with --task, of everyday@2, arc_easy" in capsys.readouterr().err

@@ -168,6 +168,9 @@ def test_what_it_says_of_table_1_is_recorded(records, paired):
             < 0
             < beside("temperature", method)["acc"]["interval"][0]
         )
+    low, high = beside("ivon", "temperature@laplace_kfac")["nll"]["interval"]
+    assert low < 0 < high and beside("temperature", "temperature@laplace_kfac")["nll"]["interval"][1] < 0
+    assert all(r.content["facts"]["temperature"] < 0.3 for r in records if r.cell.method == "temperature@laplace_kfac")
     d = beside("temperature@ivon", "ivon")
     assert all(d[name]["interval"][0] < 0 < d[name]["interval"][1] for name in d)
     for method in ("mc_dropout", "adamw@early"):

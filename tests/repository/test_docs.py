@@ -5,6 +5,7 @@ import re
 from statistics import fmean
 
 import pytest
+import torch
 from conftest import ROOT, load_script
 
 from ivon_lora_lite import Predictions, hyperparameters, paired_differences, score
@@ -225,6 +226,30 @@ def test_what_is_said_of_planted_labels_is_recorded():
     assert said in README and f"finds most ({found[ADAMW_LOSS]:.2f})" in README
 
 
+def test_what_is_said_of_leaving_questions_out_is_recorded():
+    """From the files of every seed: 160 questions, each left out once, and how the guesses order what that did."""
+    found = read_json(RUNS / "left-out" / "summary.json")["groups"]["20 passes"]
+    files = sorted((RUNS / "left-out").glob("groups-*-all.json"))
+    assert len(files) == 3
+    for k, file in enumerate(files):
+        every = read_json(file)
+        groups = [read_json(file.with_name(file.name.replace("all", f"without{g}"))) for g in range(4)]
+        left_out = {i: record["loss"][i] for record in groups for i in record["group"]}
+        assert sorted(left_out) == list(range(160))
+        grown = torch.tensor([left_out[i] - every["loss"][i] for i in range(160)]).double().argsort().argsort().double()
+        for guess in ("loss", "sensitivity", "influence"):
+            ranks = torch.tensor(every[guess]).argsort().argsort().double()
+            expected = float(torch.corrcoef(torch.stack([ranks, grown]))[0, 1])
+            assert found[f"order by {guess}"]["values"][k] == pytest.approx(expected, abs=1e-3)
+    orders = {guess: found[f"order by {guess}"] for guess in ("loss", "sensitivity", "influence")}
+    assert all(a > b for a, b in zip(orders["sensitivity"]["values"], orders["loss"]["values"]))
+    assert orders["influence"]["mean"] < orders["sensitivity"]["mean"]
+    said = (
+        f"(rank correlation {orders['sensitivity']['mean']:.2f}), a little better than the order of the plain loss does"
+    )
+    assert f"{said} ({orders['loss']['mean']:.2f}), on each of three seeds" in " ".join(README.split())
+
+
 def test_what_is_said_of_the_corrected_mean_is_recorded():
     found = read_json(RUNS / "correction" / "summary.json")
     gap, name = found["corrected_minus_laplace"], "everyday@2-20-passes-diag-seed{}-{}.safetensors"
@@ -271,7 +296,7 @@ def test_what_is_said_of_the_recorded_table_is_what_it_says():
     table = Table.from_records(load_records(RUNS / "table1-5-passes"))
     later = {"laplace_kfac_validation", "laplace_diag_validation"}  # added after the recording, as the text says
     later |= {m for m in METHODS if m.partition("@")[0] in ("blob", "tfb", "scalabl", "pac_tuning")}
-    later |= {"temperature@ivon", "ivon@linearized"}
+    later |= {"temperature@ivon", "temperature@laplace_kfac", "ivon@linearized"}
     assert set(table.tasks) == {"everyday", "arc_easy", "openbookqa"}
     assert table.methods == [m for m in METHODS if m not in later]
 
@@ -306,7 +331,11 @@ def test_what_is_said_of_every_method_after_20_passes_is_recorded():
     )
     assert second["nll"]["interval"][1] < 0
     repairs = [m for m in nll if m not in METHODS_OF_IVON]
-    assert sorted(repairs, key=nll.get)[:3] == ["laplace_kfac_validation", "laplace_diag_validation", "temperature"]
+    assert sorted(repairs, key=nll.get)[1:4] == ["laplace_kfac_validation", "laplace_diag_validation", "temperature"]
+    best = min(repairs, key=nll.get)
+    pairs = [(by_method["ivon"][s], predictions) for s, predictions in by_method[best].items()]
+    low, high = paired_differences(*zip(*pairs))["nll"]["interval"]
+    assert best == "temperature@laplace_kfac" and low < 0 < high
     for m in ("swa", "swag", "ensemble", "mc_dropout", "tfb"):
         assert abs(nll[m]) < 0.01
     for m in ("blob", "scalabl"):  # of one seed, as the table says
