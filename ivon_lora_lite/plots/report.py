@@ -179,7 +179,7 @@ def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> st
 def _entry(sweep: TauSweep, tau: float, linear: bool) -> dict:
     probs = sweep.at(tau, None if linear else sweep.fewest, linear=linear)
     scores = score(probs, sweep.labels)
-    kind = "linearised" if linear else draws_text(sweep.fewest if tau else 1)
+    kind = "linearised" if linear else draws_text(min(sweep.fewest, sweep.drawn[sweep.taus.index(tau)]))
     return {
         "tau": round(tau, 4),
         "title": f"τ = {tau:g}, {kind}",

@@ -181,7 +181,8 @@ def test_what_it_says_of_table_1_is_recorded(records, paired):
         assert all(d[name]["interval"][0] > 0.05 for name in ("nll", "ece", "brier"))
         validated = beside("temperature", f"{method}_validation")
         assert validated["nll"]["interval"][1] < 0 < beside("adamw", f"{method}_validation")["acc"]["interval"][1]
-    assert {r.cell.seeds for r in records if r.cell.method.startswith("laplace")} == {(21,)}
+    assert {r.cell.seeds for r in records if r.cell.method.startswith("laplace_diag")} == {(21,)}
+    assert {r.cell.seeds for r in records if r.cell.method.endswith("laplace_kfac")} == {(21,), (42,)}
     d = beside("laplace_kfac_validation", "laplace_diag_validation")
     assert all(abs(v["difference"]) < 0.003 for v in d.values())
 
