@@ -168,6 +168,11 @@ def test_what_it_says_of_table_1_is_recorded(records, paired):
             < 0
             < beside("temperature", method)["acc"]["interval"][0]
         )
+    temperatures = {r.cell.seed: r.predictions for r in records if r.cell.method == "temperature"}
+    name = "everyday@2-20-passes-diag-seed{}-laplace.safetensors"  # of three seeds, of which the first flatters
+    pairs = [(temperatures[s], Predictions.load(recorded("correction") / name.format(s))) for s in (21, 42, 87)]
+    first, every = (paired_differences(*zip(*some))["nll"] for some in (pairs[:1], pairs))
+    assert first["difference"] < every["difference"] < every["interval"][1] < 0
     low, high = beside("ivon", "temperature@laplace_kfac")["nll"]["interval"]
     assert low < 0 < high and beside("temperature", "temperature@laplace_kfac")["nll"]["interval"][1] < 0
     assert all(r.content["facts"]["temperature"] < 0.3 for r in records if r.cell.method == "temperature@laplace_kfac")

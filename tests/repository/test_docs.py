@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, load_script
 
-from ivon_lora_lite import Predictions, hyperparameters, paired_differences, score
+from ivon_lora_lite import Predictions, TauSweep, hyperparameters, paired_differences, score
 from ivon_lora_lite.cli import build_parser
 from ivon_lora_lite.evaluation import accuracy
 from ivon_lora_lite.files import read_json
@@ -313,6 +313,16 @@ def test_what_is_said_of_the_recorded_table_is_what_it_says():
     for task in ("everyday", "arc_easy"):
         unsure = [value("ece", task)[method] for method in ("laplace_kfac", "laplace_diag")]
         assert min(unsure) > 2.5 * value("ece", task)["adamw"]
+
+
+def test_what_is_said_of_tau_in_the_demo_is_recorded():
+    """With as many draws at every τ: the NLL is best between 0.5 and 1, and beyond it rises while accuracy falls."""
+    for seed in (21, 42, 87):
+        sweep = TauSweep.load(RUNS / "demo" / f"seed{seed}" / "predictions" / "tau-sweep.safetensors")
+        curves = {name: dict(zip(sweep.taus, values.tolist())) for name, values in sweep.curves().items()}
+        assert sweep.fewest == 4 and min(curves["nll"], key=curves["nll"].get) in (0.5, 1.0)
+        assert curves["nll"][2.0] > curves["nll"][1.0] + 0.1 and curves["acc"][2.0] < curves["acc"][1.0] - 0.05
+        assert curves["acc"][4.0] < 0.4 and curves["acc"][0.0] > curves["acc"][1.0]
 
 
 def test_what_is_said_of_every_method_after_20_passes_is_recorded():

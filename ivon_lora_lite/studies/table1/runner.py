@@ -6,9 +6,8 @@ independent. An ensemble stands on the AdamW runs of all seeds, so ensembles com
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from numbers import Number
 from pathlib import Path
@@ -20,6 +19,7 @@ from .cells import Cell, Context
 from .records import fill, load_record
 
 ENGINES = ("local", "ray")
+LOOK = 1.0  # seconds between two looks at what other processes have finished
 
 
 def lineage(method: str) -> list[str]:
@@ -113,7 +113,7 @@ def run_table(
         engine: ``"local"``, or ``"ray"``: chains become tasks of the Ray cluster that is connected (or of a new local
             one). All its machines must see ``out``.
         keep_weights: keep the weights and posteriors of methods on which no other stands.
-        say: gets a line per finished cell; from other processes, once the whole chain is finished.
+        say: gets a line per finished cell.
 
     Raises:
         ValueError: unknown names; the folder holds cells of other settings; a method lacks the run it stands on, or
@@ -140,32 +140,40 @@ def run_table(
     ready = len(everything) - sum(map(len, todo))
     say(f"{len(everything)} cells, {ready} of them finished already; {len(todo)} chains to work on", flush=True)
     first = [chain for chain in todo if chain[0].method != "ensemble"]
+    unsaid = [cell for chain in todo for cell in chain]
     for chains in (first, [chain for chain in todo if chain[0].method == "ensemble"]):
-        arguments = [(out, chain, settings, hub, keep_weights, everything, jobs) for chain in chains]
+        arguments = [(out, chain, settings, hub, keep_weights) for chain in chains]
         if engine == "ray" and arguments:
-            lines = _with_ray(arguments)
+            moments = _with_ray(arguments)
         elif jobs > 1 and len(arguments) > 1:
-            lines = _with_processes(arguments, jobs)
+            moments = _with_processes(arguments, jobs)
         else:
-            lines = (line for argument in arguments for line in _work(*argument))
-        for line in lines:
-            say(line, flush=True)
+            moments = (moment for argument in arguments for moment in _work(*argument))
+        for _ in moments:  # whoever made a cell, it is finished where it lies
+            for cell in [cell for cell in unsaid if _finished(out, cell)]:
+                unsaid.remove(cell)
+                say(f"{_progress(out, everything, jobs)} {_line(out, cell)}", flush=True)
 
 
-def _work(out, chain, settings, hub, keep_weights, everything, jobs) -> Iterator[str]:
-    """Make the cells of one chain, one after the other, with a line about each."""
+def _work(out: Path, chain: list[Cell], settings: Settings, hub: str | None, keep_weights: bool) -> Iterator[None]:
+    """Make the cells of one chain, one after the other; a moment after each."""
     context = Context(out, chain[0].task, settings, hub)
     for cell in chain:
-        started = time.perf_counter()
-        record = load_record(fill(context, cell, keep_weights))
-        scores = "  ".join(f"{name.upper()} {value:.3f}" for name, value in record.scores.items())
-        took = time.perf_counter() - started
-        yield f"{_progress(out, everything, jobs)} {cell.label}: {scores}  ({took:.0f} s)"
+        fill(context, cell, keep_weights)
+        yield
 
 
-def _whole(*argument) -> list[str]:
-    """A chain made in another process, and its lines."""
-    return list(_work(*argument))
+def _whole(*argument) -> None:
+    """A chain, made in another process."""
+    for _ in _work(*argument):
+        pass
+
+
+def _line(out: Path, cell: Cell) -> str:
+    """What is said of a finished cell."""
+    record = load_record(cell.folder(out))
+    scores = "  ".join(f"{name.upper()} {value:.3f}" for name, value in record.scores.items())
+    return f"{cell.label}: {scores}  ({record.content['seconds']['all']:.0f} s)"
 
 
 def _progress(out: Path, everything: list[Cell], jobs: int) -> str:
@@ -184,18 +192,21 @@ def _progress(out: Path, everything: list[Cell], jobs: int) -> str:
     return f"[{len(everything) - len(left)}/{len(everything)}{when}]"
 
 
-def _with_processes(arguments: list[tuple], jobs: int) -> Iterator[str]:
+def _with_processes(arguments: list[tuple], jobs: int) -> Iterator[None]:
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_whole, *argument) for argument in arguments]
+        waiting = [pool.submit(_whole, *argument) for argument in arguments]
         try:
-            for future in as_completed(futures):
-                yield from future.result()
+            while waiting:
+                done, waiting = wait(waiting, LOOK, FIRST_COMPLETED)
+                yield
+                for future in done:
+                    future.result()
         finally:  # after a failure
-            for future in futures:
+            for future in waiting:
                 future.cancel()
 
 
-def _with_ray(arguments: list[tuple]) -> Iterator[str]:
+def _with_ray(arguments: list[tuple]) -> Iterator[None]:
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -206,8 +217,9 @@ def _with_ray(arguments: list[tuple]) -> Iterator[str]:
     waiting = [work.remote(*argument) for argument in arguments]
     try:
         while waiting:
-            (done,), waiting = ray.wait(waiting)
-            yield from ray.get(done)
+            done, waiting = ray.wait(waiting, timeout=LOOK)
+            yield
+            ray.get(done)
     except ray.exceptions.RayTaskError as error:
         raise error.as_instanceof_cause() from error
     finally:  # after a failure
