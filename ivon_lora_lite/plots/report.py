@@ -160,10 +160,14 @@ def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> st
     now = sweep.at(start, sweep.fewest)
     diagram = reliability_figure({f"τ = {start:g}": (now, sweep.labels)}).update_layout(height=400)
     last, at = len(sweep.taus) - 1, sweep.taus.index(start)
+    equally = ""
+    if sweep.fewest < sweep.samples:
+        made = f"the row IVON in a table of results has all {draws_text(sweep.samples)} of τ = 1"
+        equally = f" Every τ has {draws_text(sweep.fewest)} here, so that values of τ compare; {made}."
     content = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")  # no tag in it ends the script
     return (
         "<p>Draws come from N(m, τ·diag v): τ = 0 is the mean, τ = 1 the posterior. Move τ and see what it does to "
-        "accuracy and calibration.</p>"
+        f"accuracy and calibration.{equally}</p>"
         "<div class='controls'><div class='slider'>"
         f"<input type='range' id='tau' min='0' max='{last}' value='{at}' aria-label='τ'><output id='value'></output>"
         f"<div class='ticks' id='ticks'></div></div><fieldset>{radios}</fieldset></div>"

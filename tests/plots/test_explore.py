@@ -23,6 +23,7 @@ from ivon_lora_lite.plots import (
     path_figure,
     reliability_bars,
     reliability_figure,
+    sweep_html,
     table_html,
     tradeoff_figure,
 )
@@ -404,6 +405,15 @@ def test_the_slider_starts_at_the_posterior_and_says_how_many_draws_were_made():
     assert dict(explorer.scores) == pytest.approx(dict(few.scores(4.0, 2)))
     explorer.tau = 0.0
     assert "τ = 0, 1 draw" in text(explorer._table.value)
+
+
+def test_the_page_says_that_every_tau_has_equally_many_draws_where_one_has_more(tmp_path):
+    whole = synthetic(taus=(0.0, 1.0, 4.0), linear=False)
+    few = TauSweep(whole.taus, whole.logits, whole.labels, drawn=(1, 4, 2))
+    said = [sweep_html(sweep, tmp_path / "sweep.html").read_text("utf8") for sweep in (whole, few)]
+    assert "Every τ has" not in said[0]
+    assert "Every τ has 2 draws here" in said[1] and f"has all {whole.samples} draws of τ = 1" in said[1]
+    assert "τ = 1, 2 draws" in said[1] and "τ = 1, 4 draws" not in said[1]
 
 
 # --- the path, lengths, draws ----------------------------------------------------------------------------------------
