@@ -3,8 +3,9 @@
     python benchmarks/gates.py --out data/runs/gates
 
 SmolLM2-135M on few training questions, AdamW with the preset `small` for all. A trial is one JSON file
-`TASK-METHOD-seedS.json` that is whole or absent; finished ones are not repeated, so the script can be stopped and
-started again. `TASK-summary.json` has mean and standard error over seeds.
+`TASK-METHOD-seedS.json` that is whole or absent, beside its predictions; finished ones are not repeated, so the script
+can be stopped and started again. `TASK-summary.json` has mean and standard error over seeds, and paired differences of
+the rows with IVON.
 
     gated-muX    rank 8 and 32 bits at the start; ranks and bit widths are learned at the price X (μ, in nats)
     lora-rR      LoRA of fixed rank R, in 16 bits (α = 2R, so the scale is the same); for the largest R also `rounded`:
@@ -13,7 +14,7 @@ started again. `TASK-summary.json` has mean and standard error over seeds.
                  --adalora-lr because a product of three matrices that starts at zero needs a larger one
     ivon-rR, ivon-gated-muX    the same with IVON: scores of draws, and `at_mean`; only if they are named in --methods
     adalora-ivon, adalora-ivon-signal    AdaLoRA trained by IVON (learning rate --adalora-ivon-lr), which takes away
-                 directions by AdaLoRA's own importance, or by |m|/σ; only if they are named in --methods
+                 directions by AdaLoRA's own importance, or by |m|/σ; scores at the mean; only if they are named
 
 Bit operations are those of LoRA's own two products per token, activations in 16 bits; `share` is their ratio to rank 8
 in 16 bits.
@@ -31,6 +32,7 @@ import torch
 from ivon_lora_lite import (
     IVON,
     LoraSettings,
+    Predictions,
     answer_logits,
     answer_loss,
     collate,
@@ -38,6 +40,7 @@ from ivon_lora_lite import (
     hyperparameters,
     load_model,
     load_task,
+    paired_differences,
     predict,
     score,
     trainable,
@@ -47,7 +50,7 @@ from ivon_lora_lite.evaluation import METRICS
 from ivon_lora_lite.files import finished, provenance, read_json, write_json
 from ivon_lora_lite.gates import Decisions, GateSettings, LayerDecision, bit_operations
 from ivon_lora_lite.gates.attach import FULL_BITS
-from ivon_lora_lite.language import default_targets
+from ivon_lora_lite.language import default_targets, full_name
 from ivon_lora_lite.posterior import PREFIX, lora_layers
 
 RANK = 8
@@ -62,8 +65,8 @@ def full_cost(model) -> int:
     )
 
 
-def lora_trial(task, args, seed: int, rank: int, mu: float | None, optimizer: str = "adamw") -> dict:
-    """LoRA of a rank, with gates if μ is given."""
+def lora_trial(task, args, seed: int, rank: int, mu: float | None, optimizer: str = "adamw"):
+    """LoRA of a rank, with gates if μ is given: facts and predictions."""
     model = load_model(args.model, lora=LoraSettings(r=rank, alpha=2 * rank))
     gates = False if mu is None else GateSettings(prior=mu, lr=args.gate_lr)
     run = finetune(
@@ -72,7 +75,8 @@ def lora_trial(task, args, seed: int, rank: int, mu: float | None, optimizer: st
     )  # fmt: skip
     questions, full = getattr(task, args.split)[: args.test_size], full_cost(model)
     draws = args.samples if optimizer == "ivon" else 0
-    out = {"scores": scored(predict(run, questions, samples=draws))}
+    predictions = predict(run, questions, samples=draws)
+    out = {"scores": scored(predictions)}
     if draws:
         out["at_mean"] = scored(predict(run, questions))
     out["bops"] = bit_operations(model, decisions=run.gates).total
@@ -88,7 +92,7 @@ def lora_trial(task, args, seed: int, rank: int, mu: float | None, optimizer: st
             out["rounded"][str(bits)] = {"scores": scored(predict(run, questions)), "bops": cost, "share": cost / full}
             run.weights = unrounded
     logs = [{name: row[name] for name in LOGGED if name in row} for row in run.history]
-    return out | {"history": logs}
+    return out | {"history": logs}, predictions
 
 
 def rounding(weights, model, bits: int) -> Decisions:
@@ -100,8 +104,8 @@ def rounding(weights, model, bits: int) -> Decisions:
     return Decisions(found)
 
 
-def adalora_trial(task, args, seed: int, ivon: bool = False, signal: bool = False) -> dict:
-    """PEFT's AdaLoRA with the loss, questions per step, steps and schedule of the other trials."""
+def adalora_trial(task, args, seed: int, ivon: bool = False, signal: bool = False):
+    """PEFT's AdaLoRA with the loss, questions per step, steps and schedule of the others: facts and predictions."""
     torch.manual_seed(seed)
     loaded = load_model(args.model)
     tokenizer, full, base = loaded.tokenizer, full_cost(loaded), loaded.unload()
@@ -148,10 +152,11 @@ def adalora_trial(task, args, seed: int, ivon: bool = False, signal: bool = Fals
             bops += rank * (module.lora_A["default"].shape[1] + module.lora_B["default"].shape[0]) * FULL_BITS**2
             ranks[name.removeprefix(PREFIX)] = rank
     asked = getattr(task, args.split)[: args.test_size]
-    out = {"scores": scored(predict(model, asked, format=args.format)), "bops": bops}
+    predictions = predict(model, asked, format=args.format)
+    out = {"scores": scored(predictions), "bops": bops}
     settings |= {"init_r": RANK, "target_r": args.target_rank}
     out |= {"share": bops / full, "ranks": ranks, "train_seconds": round(seconds, 1), "settings": settings}
-    return out | {"history": history}
+    return out | {"history": history}, predictions
 
 
 def orthogonality(params) -> torch.Tensor:
@@ -198,7 +203,21 @@ def summarize(out: Path, name: str) -> dict:
             values = [t[metric] for t in trials]
             error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
             content["methods"][title][metric] = {"mean": statistics.fmean(values), "se": error, "values": values}
-    return content | {"provenance": provenance()}
+    return content | {"differences": differences(out, name, columns), "provenance": provenance()}
+
+
+def differences(out: Path, name: str, methods) -> dict:
+    """Paired differences over the seeds that both have: gates under IVON, and |m|/σ for AdaLoRA's own importance."""
+    pairs = [(f"ivon-r{RANK}", method) for method in methods if method.startswith("ivon-gated") and "@" not in method]
+    found = {}
+    for first, second in [("adalora-ivon", "adalora-ivon-signal"), *pairs]:
+        files = [
+            (f, out / f.name.replace(second, first)) for f in sorted(out.glob(f"{name}-{second}-seed*.safetensors"))
+        ]
+        if both := [pair for pair in files if pair[1].exists()]:
+            theirs, ours = ([Predictions.load(pair[i]) for pair in both] for i in (1, 0))
+            found[f"{second} - {first}"] = paired_differences(theirs, ours)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -214,10 +233,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--train-size", type=int, default=160)
-    parser.add_argument("--test-size", type=int, default=300)
+    parser.add_argument("--test-size", type=int, help="default: all")
     parser.add_argument("--gate-lr", type=float, default=GateSettings.lr)
     parser.add_argument("--adalora-lr", type=float, default=2e-3)
-    parser.add_argument("--adalora-ivon-lr", type=float, default=2.0)
+    parser.add_argument("--adalora-ivon-lr", type=float, default=5.5e-3)
     parser.add_argument("--samples", type=int, default=10, help="draws of IVON's")
     parser.add_argument("--target-rank", type=int, default=RANK // 2, help="of AdaLoRA, on average at the end")
     parser.add_argument("--split", default="test", choices=["validation", "test"])
@@ -227,8 +246,14 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(chosen) - set(known):
         parser.error(f"there is no method {sorted(unknown)[0]!r}; known: {', '.join(known)}")
     task = load_task(args.task, hub=args.hub)
-    name = args.task.replace("/", "-")
-    common = {"task": args.task, "model": args.model, "format": args.format, "steps": args.steps, "batch_size": 4}
+    name = full_name(args.task).replace("/", "-")
+    common = {
+        "task": full_name(args.task),
+        "model": args.model,
+        "format": args.format,
+        "steps": args.steps,
+        "batch_size": 4,
+    }
     common |= {"train_size": args.train_size, "questions": len(getattr(task, args.split)[: args.test_size])}
     common |= {name: getattr(args, name) for name in ("split", "samples", "target_rank")}
     common |= {name: value for name, value in vars(args).items() if name.endswith("_lr")}
@@ -238,7 +263,8 @@ def main(arguments: list[str] | None = None) -> None:
             config = {"method": method, "seed": seed, **common}
             if finished(file, config, "config"):
                 continue
-            trial = known[method](task, seed)
+            trial, predictions = known[method](task, seed)
+            predictions.save(file.with_suffix(".safetensors"))
             write_json(file, {"config": config, **trial, "provenance": provenance()})
             write_json(args.out / f"{name}-summary.json", summarize(args.out, name))
             shown = {metric: round(trial["scores"][metric], 3) for metric in METRICS}
