@@ -169,14 +169,7 @@ def optimizer(bench: Bench) -> dict:
         results = [own_work.measure("cpu", 1)]
     else:
         results = [own_work.in_a_fresh_process(bench.device, 100) for _ in range(3)]
-    milliseconds = {name: 1e3 * statistics.median(r[name] for r in results) for name in results[0]}
-    ratios = {name: [r[name] / r["IVON"] for r in results] for name in results[0]}
-    return {
-        "milliseconds": milliseconds,
-        "ratio_to_ivon": {name: statistics.median(values) for name, values in ratios.items()},
-        "range_of_ratio": {name: [min(values), max(values)] for name, values in ratios.items()},
-        "processes": len(results),
-    }
+    return own_work.summary(results)
 
 
 # ------------------------------------------------------------------------------------------------------- part: profile

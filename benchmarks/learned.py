@@ -31,7 +31,7 @@ from ivon_lora_lite import (
     paired_differences,
     predict,
 )
-from ivon_lora_lite.files import provenance, read_json, write_json
+from ivon_lora_lite.files import keep_options, provenance, read_json, write_json
 from ivon_lora_lite.language import full_name
 from ivon_lora_lite.plots import sigma_by_tensor
 from ivon_lora_lite.studies.table1 import load_record
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="auto")
     args = parser.parse_args()
+    keep_options(args.out, {"model": args.model, "dtype": args.dtype})
     model, task = load_model(args.model, dtype=args.dtype, progress=False), load_task(args.task, hub=args.hub)
     name = f"{full_name(args.task)}-{args.passes}-passes"
     found: dict[str, list[Predictions]] = {}

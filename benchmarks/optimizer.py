@@ -95,6 +95,17 @@ def in_a_fresh_process(device: str, rounds: int) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def summary(results: list[dict[str, float]]) -> dict:
+    """Medians over processes, and the range of each ratio."""
+    ratios = {name: [result[name] / result["IVON"] for result in results] for name in results[0]}
+    return {
+        "milliseconds": {name: 1e3 * statistics.median(result[name] for result in results) for name in results[0]},
+        "ratio_to_ivon": {name: statistics.median(values) for name, values in ratios.items()},
+        "range_of_ratio": {name: [min(values), max(values)] for name, values in ratios.items()},
+        "processes": len(results),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -107,16 +118,13 @@ def main() -> None:
         return
     results = [in_a_fresh_process(args.device, args.rounds) for _ in range(args.repeats)]
     print(f"{sum(a * b for a, b in SHAPES):,} parameters in {len(SHAPES)} tensors on {provenance()['device']}")
-    milliseconds, ratio, span = {}, {}, {}
-    for name in results[0]:
-        ratios = [result[name] / result["IVON"] for result in results]
-        milliseconds[name] = 1e3 * statistics.median(result[name] for result in results)
-        ratio[name], span[name] = statistics.median(ratios), [min(ratios), max(ratios)]
-        few, many = span[name]
-        print(f"{name:22} {milliseconds[name]:8.2f} ms   {ratio[name]:5.2f} × IVON   ({few:.2f} to {many:.2f})")
+    found = summary(results)
+    for name, ratio in found["ratio_to_ivon"].items():
+        few, many = found["range_of_ratio"][name]
+        own = found["milliseconds"][name]
+        print(f"{name:22} {own:8.2f} ms   {ratio:5.2f} × IVON   ({few:.2f} to {many:.2f})")
     if args.json:
-        facts = {"milliseconds": milliseconds, "ratio_to_ivon": ratio, "range_of_ratio": span}
-        write_json(args.json, facts | {"processes": args.repeats, "rounds": args.rounds, "provenance": provenance()})
+        write_json(args.json, found | {"rounds": args.rounds, "provenance": provenance()})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivon_lora_lite import finetune, load_model, load_task, predict, score
-from ivon_lora_lite.files import provenance, read_json, write_json
+from ivon_lora_lite.files import keep_options, provenance, read_json, write_json
 
 TRAIN_SIZE, BATCH_SIZE, OF_DEMO = 160, 4, 100
 HESS_INIT = 1e-3
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10, help="draws of IVON's validation predictions")
     parser.add_argument("--demo", action="store_true", help="the four trials at the demo's size")
     args = parser.parse_args()
+    keep_options(args.out, {"seed": args.seed, "samples": args.samples})
     search = Search(args.optimizer, args.out, args.seed, args.samples)
     if args.demo:  # it starts from what the search at 160 questions found
         for record in map(read_json, sorted(args.out.glob(f"20-passes-{args.optimizer}-*.json"))):

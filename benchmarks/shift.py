@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ivon_lora_lite import Predictions, load_model, load_run, load_task, predict, score
 from ivon_lora_lite.evaluation import shift_detection
-from ivon_lora_lite.files import provenance, write_json
+from ivon_lora_lite.files import keep_options, provenance, write_json
 from ivon_lora_lite.language import full_name
 from ivon_lora_lite.methods import METHODS
 from ivon_lora_lite.studies.table1 import Cell, Record, load_record
@@ -96,6 +96,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="auto")
     args = parser.parse_args()
+    options = {name: getattr(args, name) for name in ("task", "passes", "test_size", "samples", "model", "dtype")}
+    keep_options(args.out, options)
     for seed in args.seeds:
         ask(args, seed)
     facts = {"trained_on": full_name(args.task), "passes": args.passes, "seeds": list(args.seeds)}

@@ -55,7 +55,7 @@ from ivon_lora_lite import (
     suggest_hyperparameters,
 )
 from ivon_lora_lite.evaluation import METRICS
-from ivon_lora_lite.files import provenance, read_json, write_json
+from ivon_lora_lite.files import keep_options, provenance, read_json, write_json
 from ivon_lora_lite.training import prediction_shift
 
 PARTS = ("cost", "transfer", "rank", "isotropic", "task", "shape")
@@ -70,6 +70,8 @@ PLACES = (("everyday@1", "r8"), ("everyday@1", "r32"), ("everyday@1", "all"), ("
 
 def main() -> None:
     args = arguments()
+    own = ("out", "hub", "part", "seeds")
+    keep_options(args.out, {name: value for name, value in vars(args).items() if name not in own})
     model = cache(lambda lora: load_model(lora=LORA[lora]))
     task = cache(lambda name: load_task(name, hub=args.hub))
     target = costs(args, model, task)  # whatever parts are asked for: they all need the target

@@ -22,7 +22,7 @@ import torch
 
 from ivon_lora_lite import GaussianPosterior, Predictions, linearized, load_model, load_run, load_task, predict
 from ivon_lora_lite import tau_sweep as sampled
-from ivon_lora_lite.files import provenance
+from ivon_lora_lite.files import keep_options, provenance
 from ivon_lora_lite.language import full_name
 
 SEEDS = (21, 42, 87)
@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=64, help="this number of draws at τ = 1, for the first seed")
     parser.add_argument("--many-size", type=int, default=300, help="on only this many test questions")
     args = parser.parse_args()
+    own = ("work", "out", "hub", "seeds", "task")  # a task has folders of its own
+    keep_options(args.out, {name: value for name, value in vars(args).items() if name not in own})
     for seed in args.seeds:
         record(args, seed)
 

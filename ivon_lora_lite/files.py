@@ -154,6 +154,17 @@ def finished(path: str | os.PathLike, options: Mapping[str, object], key: str = 
     return True
 
 
+def keep_options(folder: str | os.PathLike, options: Mapping[str, object]) -> None:
+    """Write ``options.json`` into a folder of results; one that is there must name the same options.
+
+    Raises:
+        ValueError: the folder's results were made with other options.
+    """
+    file = Path(folder) / "options.json"
+    if not finished(file, options):
+        write_json(file, {"options": options, "provenance": provenance()})
+
+
 def write_tensors(path: str | os.PathLike, format: str, tensors: Mapping[str, Tensor], facts: object) -> Path:
     """Write a safetensors file, all or nothing; its header has ``format``, JSON-able ``facts`` and ``provenance``."""
     from safetensors.torch import save_file

@@ -8,7 +8,7 @@ import sys
 import pytest
 from safetensors import SafetensorError
 
-from ivon_lora_lite.files import LOCK, finished, reserved, whole_folder, write_json, write_or_keep
+from ivon_lora_lite.files import LOCK, finished, keep_options, reserved, whole_folder, write_json, write_or_keep
 
 ROOT = os.geteuid() == 0 if hasattr(os, "geteuid") else False
 
@@ -152,3 +152,10 @@ def test_a_record_is_finished_only_with_the_options_that_are_asked_for(tmp_path)
     assert finished(file, options)
     with pytest.raises(ValueError, match="passes=3"):
         finished(file, options, "config")
+
+
+def test_a_folder_of_results_keeps_to_its_options(tmp_path):
+    keep_options(tmp_path / "out", {"samples": 10, "taus": (0.0, 1.0)})
+    keep_options(tmp_path / "out", {"samples": 10, "taus": [0.0, 1.0]})
+    with pytest.raises(ValueError, match="samples=10, and now samples=3 is asked for"):
+        keep_options(tmp_path / "out", {"samples": 3})

@@ -41,7 +41,7 @@ def add(commands) -> None:
     p.add_argument("--rank", type=positive, default=8, help="LoRA rank (default: 8)")
     p.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     p.add_argument("--gates", action="store_true", help="learn ranks and bit widths (B-LoRA); --rank is the largest")
-    p.add_argument("--gate-prior", type=float, help="their price μ in nats: more is smaller (default: 0.1)")
+    p.add_argument("--gate-prior", type=float, help="their price μ in nats: more is smaller (default: 0.01)")
     p.add_argument("--eval-every", type=count, help="steps between evaluations (default: never; paper: 1000)")
     p.add_argument("--checkpoint-every", type=count, help="steps (default: as --eval-every)")
     p.add_argument("--checkpoints", type=Path, help="folder to continue from (default: beside the folder of --out)")

@@ -1,6 +1,6 @@
 """Gates on a model: parametrisations on PEFT's A and B, trained beside them.
 
-    gates = add_gates(model, prior=0.1)
+    gates = add_gates(model, prior=0.01)
     optimizer = torch.optim.AdamW([{"params": lora_parameters(model), "lr": 2e-4}, *gate_parameters(model)])
     (loss(model, batch) + gate_loss(model)).backward()          # every forward pass in training draws the gates
     freeze_gates(model)                                         # decisions instead of draws, from now on
@@ -25,6 +25,7 @@ from .rank import RankGate
 
 START = 2.0  # φ: a fresh gate is 0 in 3 % of the draws and 1 in 60 %, so the directions are put in order early
 LR, RANGE_LR = 0.1, 0.01
+PRICE = 0.01  # μ: of the recorded ones the cheapest that keeps the accuracy of full rank
 
 
 class LayerGates(nn.Module):
@@ -134,7 +135,7 @@ class Gates(nn.Module):
 
 
 def add_gates(
-    model: nn.Module, *, bits: bool = True, rank: bool = True, prior: float = 0.1, start: float = START, seed: int = 0
+    model: nn.Module, *, bits: bool = True, rank: bool = True, prior: float = PRICE, start: float = START, seed: int = 0
 ) -> Gates:
     """Put gates on all LoRA matrices of a PEFT model.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training import Beside, Run
-from .attach import LR, RANGE_LR, START, Gates, add_gates, remove_gates
+from .attach import LR, PRICE, RANGE_LR, START, Gates, add_gates, remove_gates
 from .decisions import Decisions, GatedPosterior
 
 
@@ -28,7 +28,7 @@ class GateSettings:
         freeze: the share of the steps after which decisions replace draws; the weights get used to them in the rest.
     """
 
-    prior: float = 0.1
+    prior: float = PRICE
     bits: bool = True
     rank: bool = True
     lr: float = LR

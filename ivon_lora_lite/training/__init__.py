@@ -18,7 +18,7 @@ from .exports import merge, save_draw, write_adapter
 from .finetuning import OPTIMIZERS, AnswerTrainer, Attached, Attachment, check_choices, finetune
 from .folders import ADAPTER, RUN_FILE, check_free
 from .presets import PRESETS, hyperparameters, preset_sigma, run_options
-from .prior import GAMMA, per_matrix_ivon, refit_prior, sqrt_ess
+from .prior import GAMMA, PerMatrixIVON, refit_prior, sqrt_ess
 from .run import ATTACHED, Run, load_run, save_run, started_from, write_run
 from .suggest import COSTS, MOVE, Suggestion, prediction_shift, suggest_hyperparameters, usual_target
 from .trainer import IVONMixin, IVONTrainer

@@ -23,24 +23,29 @@ def sqrt_ess(examples: int, gamma: float = GAMMA) -> float:
     return gamma * math.sqrt(examples)
 
 
-def per_matrix_ivon(params: Iterable[Tensor], **options) -> IVON:
+class PerMatrixIVON(IVON):
     """IVON with a prior N(0, v₀ᵢ) of its own for every tensor, refitted after every step.
 
     Args:
         params: parameters; each becomes a group of its own, whose ``weight_decay`` is δᵢ.
         options: of :class:`IVON`; ``weight_decay`` is the δ of the first step.
     """
-    optimizer = IVON([{"params": [p]} for p in params], **options)
-    taken: list[list[int]] = [[]]
 
-    def refit(optimizer: IVON, *_) -> None:
-        steps = [optimizer.state[p].get("step", 0) for group in optimizer.param_groups for p in group["params"]]
-        if steps != taken[0]:  # a step that was skipped changes nothing
-            refit_prior(optimizer)
-        taken[0] = steps
+    def __init__(self, params: Iterable[Tensor], **options):
+        super().__init__([{"params": [p]} for p in params], **options)
+        self._fitted_at: list[int] = []
+        self.register_step_post_hook(PerMatrixIVON._refit)
 
-    optimizer.register_step_post_hook(refit)
-    return optimizer
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        if PerMatrixIVON._refit not in self._optimizer_step_post_hooks.values():  # a copy has no hooks
+            self.register_step_post_hook(PerMatrixIVON._refit)
+
+    def _refit(self, *_) -> None:
+        steps = [self.state[p].get("step", 0) for group in self.param_groups for p in group["params"]]
+        if steps != self._fitted_at:  # a step that was skipped changes nothing
+            refit_prior(self)
+        self._fitted_at = steps
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ from transformers import Trainer
 
 from ..ivon import IVON, advice_by_topic
 from ..posterior import GaussianPosterior, Posterior, load_posterior, lora_parameters, unwrapped
-from .prior import per_matrix_ivon
+from .prior import PerMatrixIVON
 
 AVERAGED = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice")
 AVERAGED += ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
-PRIORS = {"fixed": IVON, "per_matrix": per_matrix_ivon}
+PRIORS = {"fixed": IVON, "per_matrix": PerMatrixIVON}
 LOGGED = ("sigma_mean", "variance_drift", "snr_p50", "clipped", "hess_moved", "kl", "skipped_steps")
 LOGGED += ("update_p10", "update_p50", "update_p90")
 
@@ -26,7 +26,7 @@ class IVONMixin:
 
     Args:
         ivon: arguments of :class:`IVON`; the learning rate is the training arguments' unless it has ``lr``. With
-            ``prior="per_matrix"`` every matrix has a prior of its own (:func:`per_matrix_ivon`). Without
+            ``prior="per_matrix"`` every matrix has a prior of its own (:func:`PerMatrixIVON`). Without
             ``ivon`` the trainer is the one that it extends (unless it is handed an IVON by ``optimizers=``).
         eval_samples: evaluate and predict with this number of draws from the posterior instead of at the mean. What the
             head predicts is averaged: probabilities of a classifier or a language model (logits become their log),

@@ -55,6 +55,9 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sweeps, "sampled", lambda *_: 1 / 0)
     monkeypatch.setattr(sweeps, "prune", lambda *_: 1 / 0)
     sweeps.main()
+    monkeypatch.setattr("sys.argv", [*again, "--elsewhere", "1"])
+    with pytest.raises(ValueError, match="is asked for: choose another --out"):
+        sweeps.main()
 
     shift = load_script("benchmarks/shift.py")
     again = ["shift.py", *shared, "--out", str(tmp_path / "shift"), "--passes", "2", "--seeds", "21", "42"]
@@ -70,6 +73,9 @@ def test_every_length_is_recorded_once(tiny_folder, tmp_path, monkeypatch, capsy
     assert "mutual_information, auroc" in columns["ivon"] and "mutual_information, auroc" not in columns["ivon@mean"]
     monkeypatch.setattr(shift, "predict", lambda *_, **__: 1 / 0)
     shift.main()
+    monkeypatch.setattr("sys.argv", [*again, "--test-size", "4"])
+    with pytest.raises(ValueError, match="is asked for: choose another --out"):
+        shift.main()
 
     monkeypatch.setattr("sys.argv", command)
     records = by_length(out, "everyday")

@@ -1,10 +1,12 @@
 """λ = γ √N and a prior for every matrix, against their equations."""
 
+import copy
+
 import pytest
 import torch
 
 from ivon_lora_lite import IVON, finetune, load_task
-from ivon_lora_lite.training import per_matrix_ivon, refit_prior, sqrt_ess
+from ivon_lora_lite.training import PerMatrixIVON, refit_prior, sqrt_ess
 
 OPTIONS = {"lr": 0.1, "ess": 50.0, "hess_init": 0.5, "beta2": 0.9, "seed": 1, "rescale_lr": False}
 
@@ -23,7 +25,7 @@ def test_delta_follows_every_matrix_and_the_first_step_is_that_of_ivon():
         return [torch.nn.Parameter(scale * torch.randn(s, generator=generator)) for s, scale in zip(shapes, (3.0, 0.1))]
 
     plain, own = weights(), weights()
-    usual, fitted = IVON(plain, weight_decay=0.1, **OPTIONS), per_matrix_ivon(own, weight_decay=0.1, **OPTIONS)
+    usual, fitted = IVON(plain, weight_decay=0.1, **OPTIONS), PerMatrixIVON(own, weight_decay=0.1, **OPTIONS)
     for step in range(3):
         for optimizer, params in ((usual, plain), (fitted, own)):
             with optimizer.sampled_params(train=True):
@@ -51,7 +53,7 @@ def test_an_optimizer_without_steps_keeps_its_prior():
 
 def test_a_skipped_step_leaves_the_prior_as_it_is():
     p = torch.nn.Parameter(torch.ones(4))
-    optimizer, deltas = per_matrix_ivon([p], **OPTIONS), []
+    optimizer, deltas = PerMatrixIVON([p], **OPTIONS), []
     for factor in (1.0, float("nan"), 1.0):
         with optimizer.sampled_params(train=True):
             (factor * p.square()).sum().backward()
@@ -59,6 +61,26 @@ def test_a_skipped_step_leaves_the_prior_as_it_is():
         optimizer.zero_grad()
         deltas.append(optimizer.param_groups[0]["weight_decay"])
     assert optimizer.skipped_steps == 1 and deltas[0] == deltas[1] != deltas[2]
+
+
+def test_a_copy_and_a_loaded_state_go_on_fitting_the_prior():
+    def step(optimizer) -> float:
+        (group,) = optimizer.param_groups
+        with optimizer.sampled_params(train=True):
+            group["params"][0].square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return group["weight_decay"]
+
+    first = PerMatrixIVON([torch.nn.Parameter(torch.ones(4))], **OPTIONS)
+    step(first)
+    copied = copy.deepcopy(first)
+    loaded = PerMatrixIVON([torch.nn.Parameter(first.mean(first.param_groups[0]["params"][0]).clone())], **OPTIONS)
+    loaded.load_state_dict(copy.deepcopy(first.state_dict()))
+    before = first.param_groups[0]["weight_decay"]
+    assert before != (after := step(first)) == step(copied)
+    assert step(loaded) != before and len(loaded._optimizer_step_post_hooks) == 1
+    assert after != step(first)
 
 
 def test_finetune_takes_both_by_name(tiny_model):
