@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,7 +115,9 @@ class NoiseTraining(Beside, ABC):
 
     def __init__(self, model: nn.Module, settings: NoiseSettings, seed: int):
         self.settings, self.owners, self.questions = settings, Owners(), 1
-        self.generator = torch.Generator().manual_seed(seed)
+        # mixed: seeded with `seed` itself it would repeat the numbers from which LoRA's A starts
+        mixed = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)
+        self.generator = torch.Generator().manual_seed(int(mixed[0] >> 1))
         names = {id(p): name for name, p in trainable(model).items()}
         self.pairs = {names[id(pair.a.weight)]: pair for pair in lora_layers(model).values()}
         noisy = [module for pair in self.pairs.values() for module in self.noisy(pair)]
