@@ -3,9 +3,10 @@
     python benchmarks/passes.py --work outputs/passes --out data/runs/passes
 
 SmolLM2-135M on the first 160 training questions. Every length is a run of its own with its own decay of the learning
-rate and the small preset's settings for that length, which were chosen on validation questions of `everyday`
-(`benchmarks/search.py`). Every task is scored on all its test questions; all but `everyday` need `--hub`. A length is a
-table of its own (`ivon_lora_lite table1`): resumable, whole cells only. `--out` gets scores and logits, no weights.
+rate and the small preset's settings for that length: at 5, 20 and 40 passes they were chosen on validation questions of
+`everyday` (`benchmarks/search.py`), at 10 they are interpolated, at 2 and 60 those of the nearest length. Every task is
+scored on all its test questions; all but `everyday` need `--hub`. A length is a table of its own (`ivon_lora_lite
+table1`): resumable, whole cells only. `--out` gets scores and logits, no weights.
 
 `--show` prints what is finished.
 """

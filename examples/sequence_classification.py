@@ -1,4 +1,4 @@
-"""A plain `transformers.Trainer` script with IVON: two lines differ, both marked. Runs in seconds on a CPU.
+"""A plain `transformers.Trainer` script with IVON: what differs is marked. Runs in seconds on a CPU.
 
 python examples/sequence_classification.py [OUTPUT]
 """
@@ -32,7 +32,8 @@ def main(output: str = "outputs/example-classification", steps: int = 300) -> di
     )  # fmt: skip
     arguments = TrainingArguments(
         output_dir=output, max_steps=steps, per_device_train_batch_size=32, per_device_eval_batch_size=256,
-        learning_rate=0.03, report_to="none", logging_steps=50, save_steps=steps, disable_tqdm=True,
+        learning_rate=0.03,  # ← IVON's own: AdamW's would hardly move a weight
+        report_to="none", logging_steps=50, save_steps=steps, disable_tqdm=True,
         use_cpu=True, dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = IVONTrainer(  # ← was: Trainer(

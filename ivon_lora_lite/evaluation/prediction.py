@@ -46,10 +46,11 @@ def asked_of(
     """Complete what is asked: posterior and format are the run's, unless others are given.
 
     Raises:
-        ValueError: the run is a classifier of other classes than the questions have.
+        ValueError: the run is a classifier of other classes than the questions have, or its adapter is not active.
     """
     weights = None
     if not isinstance(source, nn.Module):
+        getattr(source, "check_adapter", lambda: None)()
         classes = source.config.get("classes")
         if classes and (odd := [q for q in questions if list(q.choices) != classes]):
             own, others = ", ".join(classes), ", ".join(odd[0].choices)

@@ -33,7 +33,8 @@ class GradientAverages:
             RuntimeError: ``p.grad`` is not what was left there.
         """
         grad, product = self._sums[p]
-        if p.grad is not self._left.get(p) or not torch.equal(p.grad, (grad / self._count).to(p.dtype)):
+        left = (grad / self._count).to(p.dtype)
+        if p.grad is not self._left.get(p) or not torch.allclose(p.grad, left, rtol=0, atol=0, equal_nan=True):
             raise RuntimeError(
                 "With mc_samples > 1 the gradients were changed after their context (clipping, GradScaler, DDP?), so "
                 "they no longer fit their Hessian estimates: change them inside the context, or use mc_samples=1."

@@ -57,6 +57,7 @@ class Draws:
                 else:  # 16-bit parameters: add in fp32, round once
                     theta = torch._foreach_add([mean_of(state, p) for p in part], noise, alpha=alpha)
                     torch._foreach_copy_(part, theta)
+        torch.clear_autocast_cache()  # else an autocast around several draws goes on with 16-bit copies of the first
         return saved
 
     def _buffer(self, key: tuple, size: int) -> Tensor:

@@ -57,7 +57,7 @@ class IVON(Optimizer):
             For loops that do not average gradients themselves; under DDP leave it off: there all ranks share one draw.
         debias: divide the momentum by 1 − β₁ᵗ.
         rescale_lr: multiply the learning rate by h₀ + δ.
-        seed: of the draws. Default: torch's initial seed (rank 0's, if several processes run).
+        seed: of the draws; two optimizers need two. Default: torch's initial seed (rank 0's, if several processes run).
         max_skipped: this number of steps in a row with non-finite gradients raises ``FloatingPointError``.
 
     Raises:
@@ -149,6 +149,7 @@ class IVON(Optimizer):
             self._inside = None
             with torch.inference_mode(False), torch.no_grad():
                 torch._foreach_copy_(list(saved), list(saved.values()))
+                torch.clear_autocast_cache()
                 if train and self.mc_samples > 1:
                     if complete:
                         self._collect()

@@ -82,6 +82,8 @@ def check_group(group: dict) -> None:
         if not fits(group[name]):
             raise ValueError(f"{name} is {group[name]!r}; expected a number {words}.")
     for p in group["params"]:
+        if p.is_meta:
+            raise ValueError("A parameter is offloaded (device_map, cpu_offload): IVON needs it on a device.")
         if not p.is_floating_point():
             raise ValueError(f"A parameter has dtype {p.dtype}; a Gaussian posterior needs floating point.")
         if hasattr(p, "device_mesh") or type(p).__name__ == "FlatParameter":

@@ -43,20 +43,19 @@ def kronecker_ggn(
     """
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
-    tokens = 0
+    tokens: dict[str, int] = {}  # a layer may run at the answers' positions only
 
     def add(_: int, f: Tensor, factors: Factors) -> None:
-        nonlocal tokens
         root = _root(f)
         for name, (x, g) in factors.items():
             g = _mix(root, g).flatten(0, 1)
             a, b = x.T @ x, g.T @ g
             inputs[name] = inputs[name] + a if name in inputs else a
             outputs[name] = outputs[name] + b if name in outputs else b
-        tokens += len(x)
+            tokens[name] = tokens.get(name, 0) + len(x)
 
     visit_gradients(model, weights, questions, add, **options)
-    return {name: (a, outputs[name] / tokens) for name, a in inputs.items()}
+    return {name: (a, outputs[name] / tokens[name]) for name, a in inputs.items()}
 
 
 def _root(f: Tensor) -> Tensor:

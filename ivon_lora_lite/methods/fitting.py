@@ -118,6 +118,8 @@ def _finite(loss: Tensor) -> float:
 
 def _length(batch: object) -> int:
     """How many examples a batch has."""
+    if isinstance(batch, list) and any(isinstance(part, Tensor) for part in batch):  # of a DataLoader: [inputs, labels]
+        batch = tuple(batch)
     if isinstance(batch, Tensor) or not isinstance(batch, Mapping | UserDict | tuple):
         return len(batch)
     usual = ("labels", "answers", "input_ids")

@@ -62,5 +62,5 @@ def _make_fresh(module: nn.Module, adapter: str, start: bool | str, generator: t
 
         dora, scale = module.lora_magnitude_vector[adapter], module.scaling[adapter]
         base = dequantize_module_weight(module.get_base_layer()).to(dora.weight.device)
-        delta = b @ a if a.dim() == b.dim() == 2 else torch.zeros_like(base)
+        delta = torch.zeros_like(base.T if getattr(dora, "fan_in_fan_out", False) and base.dim() == 2 else base)
         dora.weight.copy_(dora.get_weight_norm(base, delta, scale).view_as(dora.weight))

@@ -4,7 +4,7 @@ Everything that needs to know this asks here. The names are those under which PE
 adapter's own name, such as ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,24 +23,38 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         ValueError: several adapters are active, so that their weights would share names.
     """
+    return _named(model, lambda p: p.requires_grad)
+
+
+def settable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """As :func:`trainable`; if nothing is, the frozen weights of an adapter that was loaded for inference."""
+    adapter, found = active_adapter(model), trainable(model)
+    if found or adapter is None:
+        return found
+    saved = _names_in_file(unwrapped(model), adapter, lambda p: True)
+    return _named(model, lambda p: id(p) in saved)
+
+
+def _named(model: nn.Module, wanted: Callable[[nn.Parameter], bool]) -> dict[str, nn.Parameter]:
     model = unwrapped(model)
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    params = {name: p for name, p in model.named_parameters() if wanted(p)}
     adapter = active_adapter(model)
     names = {id(p): name.removesuffix(f".{adapter}") for name, p in params.items()}  # AdaLoRA's are bare parameters
     if adapter is not None:
-        names |= _names_in_file(model, params, adapter)
+        names |= _names_in_file(model, adapter, wanted)
     out = {names[id(p)].replace("_orig_mod.", "").replace(GATED, ".weight"): p for p in params.values()}
     if len(out) < len(params):
         raise ValueError("Two trainable weights have the same name: has a module the name of the adapter? Rename one.")
     return out
 
 
-def _names_in_file(model: nn.Module, params: dict[str, nn.Parameter], adapter: str) -> dict[int, str]:
+def _names_in_file(model: nn.Module, adapter: str, wanted: Callable[[nn.Parameter], bool]) -> dict[int, str]:
     """The parameters that PEFT would save (by their ids) → the names under which it would."""
     from peft import get_peft_model_state_dict
 
+    params = {name: p for name, p in model.named_parameters(remove_duplicate=False) if wanted(p)}
     saved = get_peft_model_state_dict(model, params, adapter_name=adapter, save_embedding_layers=False)
-    return {id(p): name for name, p in saved.items()}
+    return {id(p): name for name, p in reversed(saved.items())}  # of a tied weight its first name
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -74,7 +88,8 @@ def check_saveable(model: nn.Module) -> None:
     """Refuse a model whose trainable weights an adapter's file would not hold.
 
     Raises:
-        ValueError: it has an adapter of another kind than LoRA, or weights are trainable that PEFT would not save.
+        ValueError: it has an adapter of another kind than LoRA, or weights are trainable that PEFT would not save, or
+            would save under two names.
     """
     model = unwrapped(model)
     adapter = active_adapter(model)
@@ -84,7 +99,10 @@ def check_saveable(model: nn.Module) -> None:
     if kind != "LORA":
         raise ValueError(f"The adapter {adapter!r} is of the kind {kind}: only LoRA can be finetuned here.")
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    saved = _names_in_file(model, params, adapter)
+    twice = [n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad and n not in params]
+    if twice:
+        raise ValueError(f"{twice[0]} is tied to another trainable weight: leave it out of modules_to_save.")
+    saved = _names_in_file(model, adapter, lambda p: p.requires_grad)
     lost = sorted(name for name, p in params.items() if id(p) not in saved)
     if lost:
         raise ValueError(
@@ -180,17 +198,19 @@ def lora_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def read_weights(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the trainable weights, name → fp32 tensor on the CPU."""
-    return {name: p.detach().float().cpu().clone() for name, p in trainable(model).items()}
+    return {name: p.detach().float().cpu().clone() for name, p in settable(model).items()}
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Put named weights into a model to stay.
 
     Raises:
-        ValueError: names or shapes do not fit the model's trainable parameters, or the adapter is merged.
+        ValueError: names or shapes do not fit the model's trainable parameters, the adapter is merged, or offloaded.
     """
-    params = trainable(model)
+    params = settable(model)
     check_fit(params, weights)
+    if any(p.is_meta for p in params.values()):
+        raise ValueError("The adapter's weights are offloaded (device_map, cpu_offload): keep its layers on a device.")
     if any(getattr(module, "merged", False) for _, module in lora_modules(model)):
         raise ValueError("The adapter is merged into the base model, where its weights have no effect: unmerge it.")
     _write(params.values(), (weights[name] for name in params))
@@ -203,7 +223,7 @@ def applied_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator
     Raises:
         ValueError: names or shapes do not fit the model's trainable parameters.
     """
-    with restored(trainable(model).values()):
+    with restored(settable(model).values()):
         put_weights(model, weights)
         yield
 
@@ -225,6 +245,7 @@ def _write(params, values) -> None:
     with torch.inference_mode(False), torch.no_grad():
         for p, value in zip(params, values):
             p.copy_(value)
+    torch.clear_autocast_cache()  # else an autocast around several draws goes on with 16-bit copies of the first
 
 
 # ---------------------------------------------------------------------------------------------------- what fits

@@ -28,6 +28,8 @@ class Beside(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         average_over_ranks([p.grad for p in params])
+        draws = getattr(getattr(optimizer, "optimizer", optimizer), "mc_samples", 1)  # each with a backward pass
+        torch._foreach_div_([p.grad for p in params], draws)
         scaler = getattr(optimizer, "scaler", None)  # of fp16: it has scaled these gradients, and will not unscale them
         if scaler is not None:
             torch._foreach_div_([p.grad for p in params], scaler.get_scale())

@@ -86,7 +86,7 @@ def remember(folder: str | os.PathLike, config: dict) -> None:
 
 def fingerprint(questions: Sequence[Question]) -> str:
     """A short hash of what is asked and what is right: a run that goes on with other questions is another run."""
-    content = json.dumps([(q.stem, q.choices, int(q.answer)) for q in questions])
+    content = json.dumps([(q.stem, q.choices, int(q.answer), q.prompt, q.labels) for q in questions])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

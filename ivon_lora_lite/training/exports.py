@@ -29,6 +29,7 @@ def save_draw(run: Trained, folder: str | os.PathLike, seed: int = 0, tau: float
         ValueError: the run has no posterior.
         FileExistsError: the folder holds files.
     """
+    run.check_adapter()
     if run.posterior is None:
         raise ValueError("This run has no posterior to draw from: save it with run.save(folder).")
     folder = check_free(folder)
@@ -50,6 +51,7 @@ def merge(run: Trained, folder: str | os.PathLike, seed: int | None = None, tau:
         ValueError: the base model is quantised, or a draw is asked of a run without posterior.
         FileExistsError: the folder holds files.
     """
+    run.check_adapter()
     if run.config["model"].get("quantize") in ("8bit", "4bit"):
         raise ValueError("LoRA cannot be merged into a quantised model without loss: load the run with quantize=None.")
     if seed is not None and run.posterior is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +63,18 @@ class Run:
     seconds: float = math.nan
     gates: object | None = None
 
+    def __post_init__(self) -> None:
+        self.adapter = active_adapter(self.model)
+
+    def check_adapter(self) -> None:
+        """Refuse a model in which another adapter was made active since; the weights would get its scale.
+
+        Raises:
+            ValueError: it is so.
+        """
+        if (now := active_adapter(self.model)) != self.adapter:
+            raise ValueError(f"The run is of the adapter {self.adapter!r}, and {now!r} is active: set_adapter first.")
+
     def derived(self, method: str, **changes) -> Run:
         """A run that another method makes of this one; what was chosen for this one's predictions does not hold for it.
 
@@ -69,6 +82,7 @@ class Run:
             method: its name, for ``config``.
             changes: fields to replace, as in :func:`dataclasses.replace`; a ``config`` is added to this run's.
         """
+        self.check_adapter()
         own = {name: value for name, value in self.config.items() if name not in ("abstain", "tau")}
         return replace(self, config={**own, **changes.pop("config", {}), "method": method}, **changes)
 
@@ -115,6 +129,7 @@ def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) ->
 
 def write_run(run: Run, folder: Path) -> None:
     """Write a run's files into a folder that exists."""
+    run.check_adapter()
     write_adapter(run.model, run.weights, folder)
     write_card(folder, run.config, posterior=run.posterior is not None)
     if run.posterior is not None:
@@ -196,6 +211,13 @@ def _model_of(about: dict, folder: Path, progress: bool) -> nn.Module:
 
 def _check_adapter(folder: Path, model: nn.Module) -> None:
     """Refuse a model in which the run's weights would mean something else, because its LoRA has other settings."""
+    bases = read_facts(folder)["config"]["model"].get("name"), getattr(model, "description", {}).get("name")
+    if None not in bases and bases[0] != bases[1]:
+        warnings.warn(
+            f"The run in {folder} was trained on {bases[0]}, and this model is {bases[1]}: on another base model its "
+            "weights mean nothing.",
+            stacklevel=3,
+        )
     adapter = active_adapter(model)
     if adapter is None or not (folder / "adapter_config.json").is_file():
         return

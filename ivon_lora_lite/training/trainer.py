@@ -158,10 +158,10 @@ def averaging(model, logits) -> tuple[Callable, Callable]:
             "language models have an average. Use eval_samples=0, or draw with posterior.applied(model, seed)."
         )
     problem = getattr(model.config, "problem_type", None)
-    if head.endswith("ForSequenceClassification") and (problem == "regression" or logits.shape[-1] == 1):
-        return (lambda x: x), (lambda x: x)
     if problem == "multi_label_classification":
         return torch.sigmoid, lambda p: p.logit(eps=torch.finfo(p.dtype).eps)
+    if head.endswith("ForSequenceClassification") and (problem == "regression" or logits.shape[-1] == 1):
+        return (lambda x: x), (lambda x: x)
     return (lambda x: x.softmax(-1)), (lambda p: p.clamp(min=torch.finfo(p.dtype).tiny).log())
 
 

@@ -771,3 +771,34 @@ def test_a_model_whose_dtype_changes_after_the_optimizer_was_made_trains_on(dtyp
         optimizer.step()
     assert model.weight.dtype == dtype and torch.isfinite(model.weight).all()
     assert optimizer.variance(model.weight).isfinite().all()
+
+
+def test_one_autocast_around_several_draws_computes_with_each_of_them():
+    w, x = nn.Parameter(torch.ones(8, 8)), torch.ones(8)
+    optimizer, losses = IVON([w], lr=0.1, ess=10.0, hess_init=1.0, seed=0, mc_samples=3), []
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            with optimizer.sampled_params(train=True):
+                loss = (w @ x).float().square().sum()
+                loss.backward()
+                losses.append(float(loss.detach()))
+                exact = float((w.detach().bfloat16() @ x.bfloat16()).float().square().sum())
+                assert losses[-1] == exact
+        assert float((w @ x).float().square().sum()) == 8 * 8**2  # the mean again
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("mc_samples", [1, 2])
+def test_a_nan_gradient_is_skipped_and_counted_however_many_draws_a_step_has(mc_samples):
+    w = nn.Parameter(torch.ones(3))
+    optimizer = IVON([w], lr=0.1, ess=10.0, seed=0, mc_samples=mc_samples)
+    for _ in range(mc_samples):
+        with optimizer.sampled_params(train=True):
+            (w * float("nan")).sum().backward()
+    optimizer.step()
+    assert optimizer.skipped_steps == 1 and w.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_offloaded_parameters_are_refused():
+    with pytest.raises(ValueError, match="offloaded"):
+        IVON([nn.Parameter(torch.ones(3, device="meta"))], lr=0.1, ess=10.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 
@@ -105,3 +106,22 @@ def test_a_loss_that_overflows_is_beyond_the_tolerance(model, batches):
     drawn = fit_posterior(model, bounded, batches[:1], "tfb", tolerance=0.003, samples=1)
     widest = 2 * max(float((w - at_mean[name]).abs().max()) for name, w in drawn.sample(0).items())
     assert 0 < fit_posterior(model, bounded, batches[:1], "tfb", tolerance=1e6, samples=1).metadata["sigma_q"] < free
+
+
+@pytest.mark.parametrize("method", ["laplace_diag", "tfb", "isotropic"])
+def test_a_batch_of_a_data_loader_counts_its_examples(method):
+    from torch.utils.data import DataLoader, TensorDataset
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 6, generator=generator), torch.randint(3, (20,), generator=generator)
+    model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 3)), peft.LoraConfig(r=2, target_modules=["0"]))
+    for p in trainable(model).values():
+        torch.nn.init.normal_(p, std=0.3, generator=generator)
+    lists = list(DataLoader(TensorDataset(x, y), batch_size=8))  # the last one is shorter
+    assert isinstance(lists[0], list)
+
+    def loss(model, batch):
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    a, b = (fit_posterior(model, loss, batches, method) for batches in (lists, [tuple(batch) for batch in lists]))
+    assert all(torch.equal(v, b.variance[name]) for name, v in a.variance.items())

@@ -426,3 +426,24 @@ def test_wrong_use_is_named(model, weights, questions):
     run = laplace(run_of(model, weights), questions)
     with pytest.raises(ValueError, match="no questions"):
         linearized_laplace(run, [])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_kfac_of_a_layer_does_not_depend_on_where_other_layers_run(tiny_model, questions, format):
+    import peft
+
+    def factors(*targets):
+        config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", *targets], task_type="CAUSAL_LM")
+        model = peft.get_peft_model(tiny_model(lora=False), config)
+        model.tokenizer = model.get_base_model().tokenizer
+        for name, p in trainable(model).items():
+            zero = "lm_head" in name and "lora_B" in name  # a layer more that changes nothing
+            generator = torch.Generator().manual_seed(p.numel())
+            p.data.copy_(torch.zeros(p.shape) if zero else 0.2 * torch.randn(p.shape, generator=generator))
+        return kronecker_ggn(model.eval(), read_weights(model), questions, format=format)
+
+    alone, beside = factors(), factors("lm_head")
+    assert len(beside) == len(alone) + 2
+    for name, pair in alone.items():
+        for mine, other in zip(pair, beside[name]):
+            near(mine, other)

@@ -425,3 +425,11 @@ def test_the_noise_is_learned_in_stage_1_and_stays_in_stage_2(model, task):
     assert all(((v >= 0.0049) & (v <= 0.0101)).all() for v in never.values())
     with pytest.raises(ValueError, match="at most 1"):
         PacSettings(stage=1.5)
+
+
+def test_the_noise_does_not_start_from_the_numbers_of_the_weights(model):
+    reset_lora(model, 21)
+    with BlobSettings().attach(model, seed=21) as training:
+        pairs = [(trainable(model)[name].detach().flatten(), g.detach().flatten()) for name, g in training.g.items()]
+    assert len(pairs) == 4
+    assert all(torch.corrcoef(torch.stack(pair))[0, 1].abs() < 0.3 for pair in pairs)

@@ -653,3 +653,46 @@ def test_pruning_a_kronecker_posterior_again_keeps_what_was_pruned_before():
         assert torch.equal(twice.mean["w"] == 0, gone) and torch.equal(twice.sample(0)["w"] == 0, gone)
     more = once.prune(0.8)
     assert (more.sample(0)["w"] == 0).sum() == 24 and (more.mean["w"][gone] == 0).all()
+
+
+def test_one_autocast_around_several_draws_computes_with_each_of_them(tiny_model):
+    model, x, inside, apart = tiny_model(trained=True), torch.tensor([[5, 6, 7, 8]]), [], []
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for seed in range(3):
+            with posterior.applied(model, seed):
+                inside.append(model(x).logits)
+        inside.append(model(x).logits)
+    with torch.no_grad():
+        for seed in range(3):
+            with posterior.applied(model, seed), torch.autocast("cpu", torch.bfloat16):
+                apart.append(model(x).logits)
+        with torch.autocast("cpu", torch.bfloat16):
+            apart.append(model(x).logits)
+    torch.testing.assert_close(torch.stack(inside), torch.stack(apart), rtol=0, atol=0)
+    assert not torch.equal(inside[0], inside[1])
+
+
+def test_an_adapter_that_was_loaded_for_inference_takes_draws(tiny_model, tmp_path):
+    import peft
+
+    model, x = tiny_model(trained=True), torch.tensor([[5, 6, 7, 8]])
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+    model.save_pretrained(tmp_path)
+    frozen = peft.PeftModel.from_pretrained(tiny_model(lora=False), tmp_path).eval()
+    assert not trainable(frozen)
+    with torch.no_grad():
+        for seed in (0, 1):
+            with posterior.applied(model, seed), posterior.applied(frozen, seed):
+                torch.testing.assert_close(frozen(x).logits, model(x).logits)
+        torch.testing.assert_close(frozen(x).logits, model(x).logits)
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_offloaded_weights_are_refused(tiny_model):
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny_model(trained=True)
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="weights are offloaded"), posterior.applied(model, 0):
+        pass

@@ -352,6 +352,25 @@ def test_what_is_said_of_every_method_after_20_passes_is_recorded():
         assert gaps[m]["brier"]["interval"][0] > 0 and by_method[m].keys() == {21}
 
 
+def test_what_is_said_of_adalora_is_recorded():
+    """By |m|/σ and by its own importance: nothing to tell apart, at rank 4 on average and the best learning rate."""
+    folder, found = RUNS / "gates", {}
+    for name in ("adalora-ivon", "adalora-ivon-signal", "adalora"):
+        trials = [read_json(folder / f"everyday@2-{name}-seed{seed}.json") for seed in (21, 42, 87)]
+        assert {sum(trial["ranks"].values()) for trial in trials} == {4 * len(trials[0]["ranks"])}
+        tried = [read_json(f) for f in folder.glob(f"learning-rate/*/everyday@2-{name}-seed1.json")]
+        assert len(tried) >= 4 and {trial["config"]["split"] for trial in tried} == {"validation"}
+        rates = {trial["settings"]["lr"]: trial["scores"]["nll"] for trial in tried}
+        best = min(rates, key=rates.get)
+        assert min(rates) < best < max(rates) and {trial["settings"]["lr"] for trial in trials} == {best}
+        found[name] = [Predictions.load(folder / f"everyday@2-{name}-seed{s}.safetensors") for s in (21, 42, 87)]
+    gap = paired_differences(found["adalora-ivon"], found["adalora-ivon-signal"])
+    assert all(d["interval"][0] < 0 < d["interval"][1] for d in gap.values())
+    low, high = gap["nll"]["interval"]
+    said = f"{gap['nll']['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    assert f"the NLL at the mean differs by {said}" in README
+
+
 def test_what_is_said_of_gates_is_recorded():
     """μ = 0.01 saves most at rank 8's accuracy on every seed; so does rounding to four bits, at a lower NLL."""
     methods = read_json(RUNS / "gates" / "everyday-summary.json")["methods"]

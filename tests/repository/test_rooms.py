@@ -132,7 +132,7 @@ def test_the_small_library_can_be_read_in_an_hour():
     for module, path in MODULES.items():
         if room(module) in lines:
             lines[room(module)] += sum(bool(line.strip()) for line in path.read_text("utf8").splitlines())
-    assert sum(lines.values()) <= 2850, lines  # without blank ones
+    assert sum(lines.values()) <= 2880, lines  # without blank ones
 
 
 def test_files_and_functions_are_of_a_size_that_can_be_held_in_mind():

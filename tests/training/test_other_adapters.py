@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from ivon_lora_lite import finetune, linearized, load_model, load_run, lora_parameters, predict, trainable
+from ivon_lora_lite import finetune, linearized, load_model, load_run, lora_parameters, predict, reset_lora, trainable
 
 OPTIONS = {"steps": 4, "batch_size": 4, "progress": False, "optimizer": "adamw", "lr": 1e-2}
 SETTINGS = {
@@ -183,3 +183,52 @@ def test_draws_of_layers_that_are_not_plain_are_draws(base, task, settings):
     assert not torch.allclose(draws[0], draws[1], atol=1e-4)
     with pytest.raises(ValueError, match="plain LoRA"):
         linearized(run, task.test)
+
+
+def test_dora_on_an_embedding_starts_as_the_base_model(base):
+    model = own(base, target_modules=["q_proj", "embed_tokens"], use_dora=True)
+    x, plain = (
+        torch.tensor([[5, 6, 7, 8]]),
+        transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+    )
+    reset_lora(model, 21)
+    with torch.no_grad():
+        near(model(x).logits, plain(x).logits)
+
+
+def test_weights_that_are_tied_are_not_saved_under_two_names(base, task):
+    tied = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, tie_word_embeddings=True)
+    tied.tie_weights()
+    options = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "task_type": "CAUSAL_LM"}
+    model = peft.get_peft_model(tied, peft.LoraConfig(**options, ensure_weight_tying=True))
+    model.tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    with pytest.raises(ValueError, match="is tied to another trainable weight"):
+        finetune(model, task, **OPTIONS)
+
+
+def test_a_run_is_not_read_through_another_adapter(base, task, tmp_path):
+    model = own(base)
+    run = finetune(model, task, **OPTIONS)
+    before = predict(run, task.test).logits
+    model.add_adapter("other", peft.LoraConfig(r=4, lora_alpha=256, target_modules=["q_proj", "v_proj"]))
+    model.set_adapter("other")
+    for wrong in (
+        lambda: predict(run, task.test),
+        lambda: run.save(tmp_path / "run"),
+        lambda: run.merge(tmp_path / "m"),
+    ):
+        with pytest.raises(ValueError, match="of the adapter 'default', and 'other' is active"):
+            wrong()
+    model.set_adapter("default")
+    assert torch.equal(predict(run, task.test).logits, before)
+
+
+def test_a_run_on_another_base_model_is_warned_of(base, task, tmp_path):
+    run = finetune(load_model(base, device="cpu", dtype="fp32", progress=False), task, **OPTIONS)
+    run.save(tmp_path / "run")
+    load_run(tmp_path / "run", run.model)
+    transformers.AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "renamed")
+    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "renamed")
+    other = load_model(str(tmp_path / "renamed"), device="cpu", dtype="fp32", progress=False)
+    with pytest.warns(UserWarning, match="on another base model its weights mean nothing"):
+        load_run(tmp_path / "run", other)

@@ -14,8 +14,15 @@ from transformers.utils.notebook import NotebookProgressCallback
 from ivon_lora_lite import IVON, GaussianPosterior, advice, finetune, hyperparameters, predict, score, trainable
 from ivon_lora_lite.training import Bar
 from ivon_lora_lite.training import finetuning as train_module
+from ivon_lora_lite.training.checkpoints import fingerprint
 
 OPTIONS = {"steps": 6, "batch_size": 2, "progress": False}
+
+
+def test_another_template_or_other_letters_are_other_questions(task):
+    first = task.train[0]
+    others = [first, replace(first, prompt=f"Think. {first.prompt}"), replace(first, labels=first.labels[::-1])]
+    assert len({fingerprint([question]) for question in others}) == 3
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from ivon_lora_lite import IVON, GaussianPosterior, IVONMixin, IVONTrainer, trainable
+from ivon_lora_lite.training import Beside
 from ivon_lora_lite.training.trainer import averaging
 
 IVON_OPTIONS = {"ess": 1e4, "hess_init": 1e-2, "weight_decay": 0.0, "rescale_lr": False, "clip_radius": 1e-2}
@@ -364,3 +366,22 @@ def test_sharded_parameters_are_refused_before_training(tmp_path):
 
     with pytest.raises(ValueError, match="DDP instead of DeepSpeed or FSDP"):
         ShardedIVON(classifier(), arguments(tmp_path), train_dataset=rows(), ivon=IVON_OPTIONS)
+
+
+def test_one_label_that_is_yes_or_no_is_averaged_as_a_probability():
+    model = head(BertForSequenceClassification, 1, problem_type="multi_label_classification")
+    there, back = averaging(model, torch.zeros(1, 1))
+    draws = torch.tensor([[[8.0]], [[-2.0]]])
+    torch.testing.assert_close(back(there(draws).mean(0)).sigmoid(), draws.sigmoid().mean(0))
+
+
+def test_what_works_beside_ivon_takes_the_average_over_its_draws():
+    p = torch.zeros(1, requires_grad=True)
+    beside = Beside(torch.optim.SGD([p], lr=1.0))
+    for draws in (1, 4):
+        p.grad = torch.full((1,), 2.0 * draws)  # the sum of as many backward passes
+        before = p.item()
+        beside.on_pre_optimizer_step(
+            None, SimpleNamespace(global_step=0, max_steps=1), None, SimpleNamespace(mc_samples=draws)
+        )
+        assert p.item() == before - 2
