@@ -81,6 +81,14 @@ def test_what_it_says_of_more_passes_is_recorded():
     assert len(later["IVON"][1]) == 3 and paired_differences(*later["IVON"])["nll"]["interval"][0] > 0
     low, high = paired_differences(*later["IVON@mean + temperature"])["nll"]["interval"]
     assert low < 0 < high
+    ten = {title: [r.predictions for r in records[title][10]] for title in records}
+    gap = {rival: paired_differences(ten[rival], ten["IVON"])["nll"]["interval"] for rival in ten if rival != "IVON"}
+    assert gap["AdamW"][1] < 0 < gap["IVON@mean + temperature"][0]
+    assert gap["AdamW + temperature"][0] < 0 < gap["AdamW + temperature"][1]
+    for title in ("IVON", "IVON@mean + temperature"):
+        assert mean[title, 5]["nll"] > mean[title, 10]["nll"] > mean[title, 20]["nll"]
+    assert mean["IVON@mean", 10]["nll"] > mean["IVON@mean", 5]["nll"] > mean["IVON@mean", 20]["nll"]
+    assert mean["IVON", 10]["ece"] > 1.5 * mean["IVON", 20]["ece"]
     best = max(("AdamW", "AdamW + temperature", "IVON@mean", "IVON"), key=lambda t: mean[t, 20]["acc"])
     assert best.startswith("IVON") and min(mean, key=lambda key: mean[key]["nll"]) == ("IVON@mean + temperature", 20)
     pooled = {title: [r.predictions for r in records[title][20]] for title in ("IVON", "IVON@mean + temperature")}
