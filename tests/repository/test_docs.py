@@ -350,6 +350,13 @@ def test_what_is_said_of_every_method_after_20_passes_is_recorded():
         assert abs(nll[m]) < 0.01
     for m in ("blob", "scalabl"):  # of one seed, as the table says
         assert gaps[m]["brier"]["interval"][0] > 0 and by_method[m].keys() == {21}
+    worse, said = gaps["pac_tuning"], []
+    assert by_method["pac_tuning"].keys() == {21, 42, 87}
+    assert worse["acc"]["interval"][1] < 0 < min(worse[name]["interval"][0] for name in ("nll", "brier"))
+    for name in ("acc", "nll"):
+        low, high = worse[name]["interval"]
+        said.append(f"{worse[name]['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−"))
+    assert f"accuracy {said[0]} and NLL {said[1]} against AdamW" in README
 
 
 def test_what_is_said_of_adalora_is_recorded():
