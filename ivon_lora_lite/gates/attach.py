@@ -25,7 +25,7 @@ from .rank import RankGate
 
 START = 2.0  # φ: a fresh gate is 0 in 3 % of the draws and 1 in 60 %, so the directions are put in order early
 LR, RANGE_LR = 0.1, 0.01
-PRICE = 0.01  # μ: of the recorded ones the cheapest that keeps the accuracy of full rank
+PRICE = 0.01  # μ: of the recorded ones the cheapest that keeps the accuracy of full rank (AdamW)
 
 
 class LayerGates(nn.Module):
