@@ -26,6 +26,7 @@ from .weights import (
     put_weights,
     read_weights,
     restored,
+    settable,
     trainable,
     unwrapped,
 )

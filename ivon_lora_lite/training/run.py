@@ -25,6 +25,7 @@ from ..posterior import (
     read_weights,
     reset_lora,
     restored,
+    settable,
     trainable,
     unwrapped,
 )
@@ -235,7 +236,7 @@ def _check_adapter(folder: Path, model: nn.Module) -> None:
 
 def _check_shapes(weights: dict[str, Tensor], model: nn.Module, folder: Path) -> None:
     shapes = {name: tuple(t.shape) for name, t in weights.items()}
-    wanted = {name: tuple(p.shape) for name, p in trainable(model).items()}
+    wanted = {name: tuple(p.shape) for name, p in settable(model).items()}
     wrong = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
     if wrong:
         raise ValueError(

@@ -227,6 +227,10 @@ def test_a_run_on_another_base_model_is_warned_of(base, task, tmp_path):
     run = finetune(load_model(base, device="cpu", dtype="fp32", progress=False), task, **OPTIONS)
     run.save(tmp_path / "run")
     load_run(tmp_path / "run", run.model)
+    for p in run.model.parameters():  # as plain PEFT loads an adapter for inference
+        p.requires_grad_(False)
+    again = load_run(tmp_path / "run", run.model)
+    assert torch.equal(predict(again, task.test).logits, predict(run, task.test).logits)
     transformers.AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "renamed")
     transformers.AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "renamed")
     other = load_model(str(tmp_path / "renamed"), device="cpu", dtype="fp32", progress=False)
