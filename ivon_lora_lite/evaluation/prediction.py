@@ -25,6 +25,8 @@ class Trained(Protocol):
     posterior: Posterior | None
     config: dict
 
+    def check_adapter(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -50,7 +52,7 @@ def asked_of(
     """
     weights = None
     if not isinstance(source, nn.Module):
-        getattr(source, "check_adapter", lambda: None)()
+        source.check_adapter()
         classes = source.config.get("classes")
         if classes and (odd := [q for q in questions if list(q.choices) != classes]):
             own, others = ", ".join(classes), ", ".join(odd[0].choices)

@@ -29,10 +29,9 @@ class Beside(TrainerCallback):
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         average_over_ranks([p.grad for p in params])
         draws = getattr(getattr(optimizer, "optimizer", optimizer), "mc_samples", 1)  # each with a backward pass
-        torch._foreach_div_([p.grad for p in params], draws)
         scaler = getattr(optimizer, "scaler", None)  # of fp16: it has scaled these gradients, and will not unscale them
-        if scaler is not None:
-            torch._foreach_div_([p.grad for p in params], scaler.get_scale())
+        for p in params:
+            p.grad /= draws * (1.0 if scaler is None else scaler.get_scale())
         if not all(p.grad.isfinite().all() for p in params):  # as IVON and the scaler do: no step
             self.optimizer.zero_grad()
             return

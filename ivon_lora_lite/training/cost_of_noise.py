@@ -145,6 +145,7 @@ def noise_cost(
             for side in (sigma, -sigma):
                 for p, m, e in zip(params, means, noise):
                     p.copy_(m + side * e)
+                torch.clear_autocast_cache()  # of the caller's autocast, which would go on with the weights before
                 pair += value(sigma) / 2
             costs.append(pair - at_mean)
     mean = sum(costs) / draws

@@ -54,6 +54,7 @@ class Run:
         seconds: wall time of training.
         gates: what gates decided (:class:`ivon_lora_lite.gates.Decisions`), if it was trained with them; ``weights``
             and draws are gated already.
+        adapter: name of the model's active adapter, which has to be active whenever the run is used.
     """
 
     model: nn.Module

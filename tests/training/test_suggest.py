@@ -68,6 +68,14 @@ def test_every_sigma_sees_the_same_noise_and_another_seed_other_noise():
     assert noise_cost(loss, [theta], 0.0) == (0.0, 0.0)
 
 
+def test_the_cost_of_noise_is_that_of_the_noisy_weights_under_an_autocast_too():
+    w, x = torch.nn.Parameter(torch.ones(8, 8)), torch.ones(8)
+    cost = lambda: noise_cost(lambda: (w @ x).float().square().sum(), [w], 0.1, draws=50)[0]  # noqa: E731
+    with torch.autocast("cpu", torch.bfloat16):
+        under = cost()
+    assert under == pytest.approx(cost(), rel=0.1) and under == pytest.approx(64 * 0.1**2, rel=0.5)
+
+
 def test_pairs_are_counted_and_one_has_no_error():
     theta, loss = quadratic()
     calls = []

@@ -385,3 +385,5 @@ def test_what_works_beside_ivon_takes_the_average_over_its_draws():
             None, SimpleNamespace(global_step=0, max_steps=1), None, SimpleNamespace(mc_samples=draws)
         )
         assert p.item() == before - 2
+    beside.on_pre_optimizer_step(None, SimpleNamespace(global_step=0, max_steps=1), None, None)  # nothing to average
+    assert p.item() == before - 2
