@@ -188,12 +188,16 @@ def test_many_copies_end_where_section_7_says():
         )["race_to_the_bottom"]  # fmt: skip
         in_the_hole = {lam: run(lam)[-1] < -0.35 for lam in (None, 4.0, 16.0)}
         narrow = run(4.0, h0=12.0)[-1] < -0.35
+        seeds = [run(16.0, seed=seed)[-1] < -0.35 for seed in (6, 7, 8)]
     finally:
         torch.set_default_dtype(torch.float32)
     starts = torch.linspace(-2, 3, 40)
     assert in_the_hole[None][starts < -0.5].all() and not in_the_hole[None][starts > 0].any()
     assert not in_the_hole[4.0].any()
     assert narrow[starts < -0.5].all() and not narrow[starts > 0].any()  # it depends on how wide q is at the start
+    ridge = -0.318
+    assert all((~hole[starts < ridge]).any() for hole in seeds)  # some leave it
+    assert sum(int(hole[starts > ridge].sum()) for hole in seeds) == 1  # one comes to it, from beside the ridge
     assert in_the_hole[16.0].any() and not in_the_hole[16.0][starts > 0.5].any()
 
 

@@ -204,8 +204,12 @@ def repaired(run: Predictions) -> Predictions:
 
 def test_a_tenth_of_the_questions_makes_more_than_half_of_adamws_nll(runs):
     for run in runs["AdamW"]:
-        loss = -run.ensemble().double()[torch.arange(912), run.labels].log()
-        assert float(loss.sort().values[-91:].sum() / loss.sum()) > 0.5
+        probs = run.ensemble().double()
+        loss = -probs[torch.arange(912), run.labels].log()
+        worst = loss.argsort()[-91:]
+        assert float(loss[worst].sum() / loss.sum()) > 0.5
+        confidence, answer = probs[worst].max(-1)
+        assert not (answer == run.labels[worst]).any() and 0.55 < float((confidence > 0.8).double().mean()) < 0.65
 
 
 def test_the_most_accurate_row_is_the_least_calibrated_and_yet_better_than_adamw(scores):
