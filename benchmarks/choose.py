@@ -62,6 +62,11 @@ def trials(method: str, task: str, steps: int, best) -> Iterator[Trial]:
         yield {"start": 0.06}
         yield {**best(), "kl_weight": 1e-2}
         yield {**best(), "kl_weight": 1e-4}
+    elif method == "gift_sw":  # lr as AdamW's was chosen
+        yield {"sigma": 0.03}
+        yield {"sigma": 0.1}
+        yield {**best(), "share": 0.5}
+        yield {**best(), "lr": 2 * adamw["lr"]}
     elif method.partition("@")[0] == "tfb":
         yield from ({"tolerance": tolerance} for tolerance in (0.003, 0.03, 0.1, 0.3))
     elif method in ("adamw", "swag"):

@@ -49,6 +49,7 @@ from .methods import (
     blob,
     ensemble,
     fit_posterior,
+    gift_sw,
     laplace,
     linearized_laplace,
     mc_dropout,

@@ -27,8 +27,7 @@ def reserved(folder: str | os.PathLike) -> Iterator[Path]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        _take(folder, lock)
     except Timeout:
         raise FileExistsError(f"{folder} is being written by another process: choose another folder.") from None
     except OSError as error:
@@ -43,6 +42,17 @@ def reserved(folder: str | os.PathLike) -> Iterator[Path]:
         for path in made:
             with suppress(OSError):
                 path.rmdir()
+
+
+def _take(folder: Path, lock: FileLock, tries: int = 20) -> None:
+    for left in reversed(range(tries)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            return
+        except FileNotFoundError:  # a process that leaves has taken its empty folder with it, just now
+            if not left:
+                raise
 
 
 def in_use(path: Path) -> bool:

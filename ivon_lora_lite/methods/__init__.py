@@ -1,6 +1,6 @@
 """The rows of Table 1 of Cong et al. (2024), and more: each ends as draws of logits for ``predict`` and ``score``.
 
-IVON, BLoB, ScalaBL and PAC-tuning train runs of their own; the other rows are made from AdamW runs::
+IVON, BLoB, ScalaBL, PAC-tuning and GIFT-SW train runs of their own; the other rows are made from AdamW runs::
 
     run = finetune(model, task, optimizer="adamw")
     mc_dropout(run, questions)                                  # Predictions
@@ -22,6 +22,7 @@ from .blob import BLOB, BLOB_MEAN, BlobSettings, blob
 from .deep_ensemble import ENSEMBLE, ensemble
 from .dropout import MC_DROPOUT, mc_dropout
 from .fitting import fit_posterior
+from .gift_sw import GIFT_SW, GiftSettings, gift_sw
 from .ivon import IVON_DRAWS, IVON_LINEARIZED, IVON_MEAN
 from .keep_best import KeepBest
 from .laplace_approximation import (
@@ -45,6 +46,6 @@ METHODS: dict[str, Method] = {
     for method in (
         ADAMW, EARLY, MC_DROPOUT, LAPLACE_KFAC, LAPLACE_DIAG, LAPLACE_VALIDATION, LAPLACE_DIAG_VALIDATION,
         TEMPERATURE_LAPLACE, SWA, SWAG, TEMPERATURE, ENSEMBLE, TFB, BLOB_MEAN, BLOB, TFB_BLOB, SCALABL, PAC_TUNING,
-        IVON_MEAN, TEMPERATURE_IVON, IVON_DRAWS, IVON_LINEARIZED, TFB_IVON,
+        GIFT_SW, IVON_MEAN, TEMPERATURE_IVON, IVON_DRAWS, IVON_LINEARIZED, TFB_IVON,
     )
 }  # fmt: skip

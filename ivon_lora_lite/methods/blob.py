@@ -20,7 +20,7 @@ from ..language import Question, Task
 from ..posterior import GaussianPosterior
 from ..training import Run
 from .base import Bench, Method, Result, numbers_per_weight, options_of, training_options
-from .variational import NoiseSettings, NoiseTraining, gaussian_kl
+from .variational import LearnedNoise, LearnedNoiseSettings, gaussian_kl
 
 
 def flipout(x: Tensor, noise: Tensor, owner: Tensor, signs_in: Tensor, signs_out: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def flipout(x: Tensor, noise: Tensor, owner: Tensor, signs_in: Tensor, signs_out
     return functional.linear(x * signs_in[owner], noise) * signs_out[owner]
 
 
-class BlobTraining(NoiseTraining):
+class BlobTraining(LearnedNoise):
     """A's noise, and the Adam of its size.
 
     Attributes:
@@ -79,8 +79,8 @@ class BlobTraining(NoiseTraining):
 
 
 @dataclass(frozen=True)
-class BlobSettings(NoiseSettings):
-    """As :class:`NoiseSettings`, with the prior's σ_p; G starts uniform in [ε/√2, ε], so Ω in [ε²/2, ε²]."""
+class BlobSettings(LearnedNoiseSettings):
+    """As :class:`LearnedNoiseSettings`, with the prior's σ_p; G starts uniform in [ε/√2, ε], so Ω in [ε²/2, ε²]."""
 
     method: ClassVar[str] = "blob"
     training: ClassVar[type] = BlobTraining

@@ -17,17 +17,16 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..evaluation import predict
 from ..language import Question, Task
 from ..posterior import GaussianPosterior, LoraPair
 from ..training import Run
 from .base import Bench, Method, Result, options_of, training_options
-from .variational import NoiseSettings, NoiseTraining
+from .variational import LearnedNoise, LearnedNoiseSettings
 
 
-class PacTraining(NoiseTraining):
+class PacTraining(LearnedNoise):
     """The noise of A and B, and the Adam of its size.
 
     Attributes:
@@ -46,12 +45,7 @@ class PacTraining(NoiseTraining):
 
     def changed(self, name: str, x: Tensor, out: Tensor, training: bool) -> Tensor:
         """W x, and what a draw of W adds to it; one draw serves the batch."""
-        if not training:
-            return out
-        log_sigma = self.log_sigma[name]
-        if name not in self.noise:
-            self.noise[name] = torch.randn(log_sigma.shape, generator=self.generator).to(log_sigma)
-        return out + functional.linear(x, (log_sigma.exp() * self.noise[name]).to(x.dtype)).to(out.dtype)
+        return out + self.added(name, x, self.log_sigma[name].exp()).to(out.dtype) if training else out
 
     def kl(self) -> Tensor:
         """KL[q ‖ prior] with the best λ_l: Σ_l ½ n_l log λ_l − Σ log σ."""
@@ -78,8 +72,8 @@ class PacTraining(NoiseTraining):
 
 
 @dataclass(frozen=True)
-class PacSettings(NoiseSettings):
-    """As :class:`NoiseSettings`; σ starts uniform in [ε/√2, ε], and its numbers are log σ.
+class PacSettings(LearnedNoiseSettings):
+    """As :class:`LearnedNoiseSettings`; σ starts uniform in [ε/√2, ε], and its numbers are log σ.
 
     Attributes:
         stage: the share of the steps that stage 1 has, above 0 and at most 1.

@@ -26,7 +26,7 @@ from ..posterior.base import check_finite, check_tau, positive, scaled, smallest
 from ..posterior.weights import check_same_names
 from ..training import Run
 from .base import Bench, Method, Result, options_of, training_options
-from .variational import NoiseSettings, NoiseTraining, gaussian_kl
+from .variational import LearnedNoise, LearnedNoiseSettings, gaussian_kl
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class RowPosterior(Posterior):
         return sum(rows @ rows.T for rows in along)
 
 
-class ScalablTraining(NoiseTraining):
+class ScalablTraining(LearnedNoise):
     """The scales between A and B, their noise, and the Adam that trains both.
 
     Attributes:
@@ -144,8 +144,11 @@ class ScalablTraining(NoiseTraining):
 
 
 @dataclass(frozen=True)
-class ScalablSettings(NoiseSettings):
-    """As :class:`NoiseSettings`, with the prior's σ_p; σ starts uniform in [ε/√2, ε]; the numbers are log μ, log σ."""
+class ScalablSettings(LearnedNoiseSettings):
+    """As :class:`LearnedNoiseSettings`, with the prior's σ_p; σ starts uniform in [ε/√2, ε].
+
+    Its numbers are log μ and log σ.
+    """
 
     method: ClassVar[str] = "scalabl"
     training: ClassVar[type] = ScalablTraining

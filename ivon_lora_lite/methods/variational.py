@@ -1,8 +1,11 @@
-"""What BLoB, ScalaBL and PAC-tuning share: noise in LoRA while it is trained, its own numbers, their KL in the loss.
+"""What BLoB, ScalaBL, PAC-tuning and GIFT-SW share: noise in LoRA while it is trained.
 
-The loss per question is  E_q[−log p(y|x)] + β/N · KL[q ‖ prior].  β = 1 is the ELBO; it is a setting, because how much
-the KL weighs decides how much noise there is. LoRA's own weights belong to AdamW; the numbers of the noise to
-an Adam with a learning rate of its own, which decays linearly to 0.
+In all but GIFT-SW the size of the noise is learned, with its KL in the loss per question:
+
+    E_q[−log p(y|x)] + β/N · KL[q ‖ prior]
+
+β = 1 is the ELBO; it is a setting, because how much the KL weighs decides how much noise there is. LoRA's own weights
+belong to AdamW; the numbers of the noise to an Adam with a learning rate of its own, which decays linearly to 0.
 """
 
 import math
@@ -15,6 +18,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers import TrainerCallback
 
 from ..language import Question, Task, format_named
 from ..posterior import LoraPair, Posterior, lora_layers, trainable
@@ -36,8 +41,8 @@ class Owners:
         self.shape = kind.shape(model, batch)
 
     def of(self, x: Tensor) -> tuple[Tensor, int]:
-        """The number of the question, for all tokens of a layer's input ``[rows, L, d]``, and how many there are."""
-        owner = torch.zeros(self.shape, dtype=torch.long)
+        """The question of every token of a layer's input ``[rows, L, d]`` (−1: padding), and how many there are."""
+        owner = torch.full(self.shape, -1)
         for number, (rows, tokens) in enumerate(self.places):
             owner[rows.cpu(), tokens.cpu()] = number
         if x.dim() < 3:
@@ -57,20 +62,10 @@ def gaussian_kl(mean: Tensor, sigma: Tensor, prior_sigma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """How the noise is trained; a method says what its defaults are and what trains it.
-
-    Attributes:
-        start: ε, from which the size of the noise begins.
-        kl_weight: β; 1 is the ELBO.
-        noise_lr: Adam's learning rate of the noise's numbers, decaying linearly to 0.
-    """
+    """Noise in training; a method says what trains under it."""
 
     method: ClassVar[str]
     training: ClassVar[type]
-
-    start: float
-    kl_weight: float
-    noise_lr: float
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -104,8 +99,23 @@ class NoiseSettings:
         return finetune(model, task, optimizer="adamw", attachments=[cls(**mine)], **others)
 
 
-class NoiseTraining(Beside, ABC):
-    """The noise in the forward passes of training, and the Adam of its numbers.
+@dataclass(frozen=True)
+class LearnedNoiseSettings(NoiseSettings):
+    """How the size of the noise is trained; a method says what its defaults are.
+
+    Attributes:
+        start: ε, from which the size of the noise begins.
+        kl_weight: β; 1 is the ELBO.
+        noise_lr: Adam's learning rate of the noise's numbers, decaying linearly to 0.
+    """
+
+    start: float
+    kl_weight: float
+    noise_lr: float
+
+
+class NoiseTraining(TrainerCallback, ABC):
+    """The noise in the forward passes of training.
 
     Attributes:
         modules: name of A (and of B, where it has noise too) → its module.
@@ -114,7 +124,8 @@ class NoiseTraining(Beside, ABC):
     """
 
     def __init__(self, model: nn.Module, settings: NoiseSettings, seed: int):
-        self.settings, self.owners, self.questions = settings, Owners(), 1
+        self.settings, self.owners = settings, Owners()
+        self.questions: Sequence[Question] = ()
         # mixed: seeded with `seed` itself it would repeat the numbers from which LoRA's A starts
         mixed = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(mixed[0] >> 1))
@@ -124,27 +135,14 @@ class NoiseTraining(Beside, ABC):
         self.modules = {names[id(module.weight)]: module for module in noisy}
         self.noise: dict[str, object] = {}
         self.history: list[dict] = []
-        super().__init__(torch.optim.Adam(self.numbers(), lr=settings.noise_lr))
 
     def noisy(self, pair: LoraPair) -> tuple[nn.Module, ...]:
         """Which of a layer's two matrices have noise."""
         return (pair.a,)
 
     @abstractmethod
-    def numbers(self) -> list[Tensor]:
-        """Make the leaf tensors that are trained here, and list them."""
-
-    @abstractmethod
     def changed(self, name: str, x: Tensor, out: Tensor, training: bool) -> Tensor:
         """The output of a matrix, with noise in training, for its input x ``[rows, L, d]``."""
-
-    @abstractmethod
-    def kl(self) -> Tensor:
-        """KL[q ‖ prior] in nats, over all layers."""
-
-    @abstractmethod
-    def size(self) -> Tensor:
-        """How large the noise is on average, for the log."""
 
     @abstractmethod
     def posterior(self, run: Run, facts: dict) -> Posterior:
@@ -153,28 +151,19 @@ class NoiseTraining(Beside, ABC):
     def detach(self) -> None:
         """What is left to do once the hooks are gone."""
 
-    def around_start(self, shape: tuple[int, ...]) -> Tensor:
-        """Uniform in [ε/√2, ε]."""
-        return self.settings.start * (2**-0.5 + (1 - 2**-0.5) * torch.rand(shape, generator=self.generator))
-
     def see(self, model: nn.Module, batch: dict, format: str) -> None:
         """A new batch gets new noise; a second pass over it (gradient checkpointing) meets the same."""
         self.owners.see(model, batch, format)
         self.noise = {}
 
-    def penalty(self, step: int, steps: int) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.noise_lr * (1 - step / steps)
-        return self.settings.kl_weight / self.questions * self.kl()
+    def added(self, name: str, x: Tensor, sigma: Tensor) -> Tensor:
+        """What noise of this σ in a matrix adds to its output: (σ ∘ ε) x, with one draw of ε for the batch."""
+        if name not in self.noise:
+            self.noise[name] = torch.randn(sigma.shape, generator=self.generator).to(sigma)
+        return functional.linear(x, (sigma * self.noise[name]).to(x.dtype))
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.questions = len(train_dataloader.dataset)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in (logs or {}):
-            with torch.no_grad():
-                now = {"noise_size": float(self.size()), "noise_kl": float(self.kl())}
-            self.history.append({"step": state.global_step, **now})
+        self.questions = train_dataloader.dataset
 
     def finish(self, run: Run) -> Run:
         """The run with its posterior."""
@@ -184,3 +173,38 @@ class NoiseTraining(Beside, ABC):
         history = sorted([*run.history, *self.history], key=lambda record: record["step"])
         config = {**run.config, "method": method, method: asdict(self.settings)}
         return replace(run, posterior=self.posterior(run, facts), config=config, history=history)
+
+
+class LearnedNoise(NoiseTraining, Beside):
+    """Noise whose size is learned, by an Adam of its own."""
+
+    def __init__(self, model: nn.Module, settings: LearnedNoiseSettings, seed: int):
+        super().__init__(model, settings, seed)
+        Beside.__init__(self, torch.optim.Adam(self.numbers(), lr=settings.noise_lr))
+
+    @abstractmethod
+    def numbers(self) -> list[Tensor]:
+        """Make the leaf tensors that are trained here, and list them."""
+
+    @abstractmethod
+    def kl(self) -> Tensor:
+        """KL[q ‖ prior] in nats, over all layers."""
+
+    @abstractmethod
+    def size(self) -> Tensor:
+        """How large the noise is on average, for the log."""
+
+    def around_start(self, shape: tuple[int, ...]) -> Tensor:
+        """Uniform in [ε/√2, ε]."""
+        return self.settings.start * (2**-0.5 + (1 - 2**-0.5) * torch.rand(shape, generator=self.generator))
+
+    def penalty(self, step: int, steps: int) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.noise_lr * (1 - step / steps)
+        return self.settings.kl_weight / len(self.questions) * self.kl()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in (logs or {}):
+            with torch.no_grad():
+                now = {"noise_size": float(self.size()), "noise_kl": float(self.kl())}
+            self.history.append({"step": state.global_step, **now})

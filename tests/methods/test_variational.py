@@ -1,4 +1,4 @@
-"""BLoB, ScalaBL, PAC-tuning and TFB against closed forms, dense algebra and a grid."""
+"""BLoB, ScalaBL, PAC-tuning, GIFT-SW and TFB against closed forms, dense algebra and a grid."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from ivon_lora_lite.language import answer_logits
 from ivon_lora_lite.language.adapters import peft_config
 from ivon_lora_lite.methods import (
     BlobSettings,
+    GiftSettings,
     PacSettings,
     RowPosterior,
     ScalablSettings,
     balanced,
     blob,
+    gift_sw,
     pac_tuning,
     scalabl,
     tfb,
@@ -182,7 +184,7 @@ def test_settings_out_of_range_are_refused(settings):
             kind(**settings)
 
 
-@pytest.mark.parametrize("kind", [blob, scalabl, pac_tuning])
+@pytest.mark.parametrize("kind", [blob, scalabl, pac_tuning, gift_sw])
 @pytest.mark.parametrize("wrong", ["prior_sgima", "kl_wieght"])
 def test_settings_of_another_name_are_refused(model, task, kind, wrong):
     with pytest.raises(ValueError, match=f"has no setting '{wrong}'"):
@@ -433,3 +435,101 @@ def test_the_noise_does_not_start_from_the_numbers_of_the_weights(model):
         pairs = [(trainable(model)[name].detach().flatten(), g.detach().flatten()) for name, g in training.g.items()]
     assert len(pairs) == 4
     assert all(torch.corrcoef(torch.stack(pair))[0, 1].abs() < 0.3 for pair in pairs)
+
+
+# ------------------------------------------------------------------------------------------------ GIFT-SW
+
+
+def salient(squares, share):
+    """By sorting, the columns with the largest sums of squares."""
+    order = sorted(range(len(squares)), key=lambda j: -float(squares[j]))
+    return set(order[: round(share * len(squares))])
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+def test_columns_are_salient_whose_inputs_are_largest_at_the_questions_own_tokens(model, task, format):
+    reset_lora(model, 5)
+    questions, seen = task.train[:3], {}
+    model.get_input_embeddings().weight.data[model.tokenizer.pad_token_id] = 1.0  # padding would count
+    with GiftSettings(share=0.25).attach(model, seed=1) as training:
+        training.questions = questions
+        before = {name: module.weight.detach().clone() for name, module in training.modules.items()}
+        training.see(model, collate(questions, model.tokenizer, format), format)
+        for name, module in training.modules.items():
+            seen[name] = torch.zeros(module.in_features)
+            handle = module.register_forward_hook(lambda m, args, out, name=name: seen.update({name: args[0]}))
+            total = torch.zeros(module.in_features)
+            for q in questions:  # one at a time there is no padding
+                with torch.no_grad():
+                    answer_logits(model, collate([q], model.tokenizer, format), format)
+                total += seen[name].square().sum((0, 1))
+            handle.remove()
+            torch.testing.assert_close(training.squares[name], total, rtol=1e-4, atol=1e-4)
+            kept = salient(total, 0.25)
+            for j in range(module.in_features):
+                expected = before[name][:, j] if j in kept else torch.zeros(len(module.weight))
+                assert torch.equal(module.weight[:, j], expected)
+                assert (training.sigma[name][:, j] == (0.0 if j in kept else 0.03)).all()
+
+
+def test_in_training_the_other_columns_are_noise(model, task):
+    reset_lora(model, 5)
+    batch = collate(task.train[:3], model.tokenizer, "text")
+    with GiftSettings(sigma=0.5).attach(model, seed=1) as training:
+        training.questions = task.train[:3]
+        training.see(model, batch, "text")
+        randomise_b(model)
+        train_without_dropout(model)
+        noisy, again = (answer_logits(model, batch) for _ in range(2))
+        added = {name: training.sigma[name] * e for name, e in training.noise.items()}
+        model.eval()
+        at_mean = answer_logits(model, batch).detach()
+    assert torch.equal(noisy, again) and not torch.allclose(noisy, at_mean, atol=1e-3)
+    torch.testing.assert_close(answer_logits(model, batch), at_mean)
+    with torch.no_grad():
+        for name, e in added.items():
+            assert ((e == 0).float().mean() - 0.25).abs() < 0.02
+            trainable(model)[name].add_(e)
+    torch.testing.assert_close(answer_logits(model, batch), noisy.detach(), atol=1e-4, rtol=1e-3)
+
+
+def randomise_b(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in trainable(model).items():
+            if ".lora_B." in name:
+                p.copy_(0.2 * torch.randn(p.shape, generator=generator))
+
+
+def test_delta_w_is_0_in_columns_that_are_not_salient(model, task, tmp_path):
+    run = gift_sw(model, task, **SHORT, lr=1e-2, sigma=0.2, share=0.5, weight_decay=0.1)
+    for name in (name for name in run.weights if ".lora_A." in name):
+        others = run.posterior.variance[name][0] > 1e-3
+        assert (run.posterior.variance[name] > 1e-3).equal(others.expand_as(run.weights[name]))
+        assert others.float().mean() == pytest.approx(0.5, abs=0.02)
+        assert (run.posterior.variance[name][:, others] == torch.tensor(0.2).square()).all()
+        delta = run.weights[name.replace("lora_A", "lora_B")] @ run.weights[name]
+        assert (delta[:, others] == 0).all() and (delta[:, ~others].norm(dim=0) > 0).all()
+    assert run.config["gift_sw"] == {"sigma": 0.2, "share": 0.5}
+    run.save(tmp_path / "run")
+    again, questions = load_run(tmp_path / "run", model), task.test[:4]
+    assert torch.equal(predict(again, questions, samples=2).logits, predict(run, questions, samples=2).logits)
+
+
+def test_with_all_columns_salient_it_is_adamw(model, task):
+    run, plain = (
+        gift_sw(model, task, **SHORT, lr=1e-2, share=1.0),
+        finetune(model, task, optimizer="adamw", **SHORT, lr=1e-2),
+    )
+    assert all(torch.equal(run.weights[name], w) for name, w in plain.weights.items())
+    noisy = gift_sw(model, task, **SHORT, lr=1e-2, share=0.5, sigma=1e-6)
+    assert not all(torch.allclose(noisy.weights[name], w, atol=1e-4) for name, w in plain.weights.items())
+
+
+def test_it_begins_with_a_fresh_adapter_and_a_share_of_the_columns(model, task):
+    start = finetune(model, task, optimizer="adamw", **SHORT, lr=1e-2).weights
+    with pytest.raises(ValueError, match="fresh adapter"):
+        gift_sw(model, task, **SHORT, start=start)
+    gift_sw(model, task, **SHORT)  # nothing is left on the model
+    with pytest.raises(ValueError, match="at most 1"):
+        GiftSettings(share=1.5)
