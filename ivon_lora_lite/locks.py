@@ -50,7 +50,7 @@ def _take(folder: Path, lock: FileLock, tries: int = 20) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
             return
-        except FileNotFoundError:  # a process that leaves has taken its empty folder with it, just now
+        except (FileNotFoundError, FileExistsError):  # a process that leaves takes an empty folder with it at any time
             if not left:
                 raise
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from ivon_lora_lite.files import LOCK, finished, keep_options, reserved, whole_folder, write_json, write_or_keep
@@ -108,6 +109,21 @@ for _ in range(200):
 """
     many = [subprocess.Popen([sys.executable, "-c", tries, tmp_path / "run"]) for _ in range(4)]
     assert [process.wait() for process in many] == [0] * 4
+
+
+def test_a_folder_that_another_process_takes_away_meanwhile_is_made_again(tmp_path, monkeypatch):
+    acquire, folder = FileLock.acquire, tmp_path / "above" / "run"
+
+    def after_another(lock):
+        if folder.parent.exists() and not vars(lock).setdefault("_waited", False):
+            lock._waited = True
+            folder.rmdir()
+        return acquire(lock)
+
+    monkeypatch.setattr(FileLock, "acquire", after_another)
+    with reserved(folder):
+        assert (folder / LOCK).exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_written_is_said_at_once(tmp_path):

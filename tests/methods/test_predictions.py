@@ -246,8 +246,9 @@ def test_predict_and_sweep_take_anything_that_draws(tiny_model, questions):
 def test_methods_are_one_list_that_names_titles_and_describes_them():
     rows = "adamw adamw@early mc_dropout laplace_kfac laplace_diag laplace_kfac_validation"
     rows += " laplace_diag_validation temperature@laplace_kfac swa swag temperature ensemble tfb"
-    rows += " blob@mean blob tfb@blob scalabl pac_tuning ivon@mean temperature@ivon ivon ivon@linearized tfb@ivon"
+    rows += " blob@mean blob tfb@blob scalabl pac_tuning gift_sw"
+    rows += " ivon@mean temperature@ivon ivon ivon@linearized tfb@ivon"
     assert list(METHODS) == rows.split()
     for name, method in METHODS.items():
         assert method.name == name and method.title and len(method.about) > 20
-        assert (method.stands_on is None) == (name in ("adamw", "ivon", "blob", "scalabl", "pac_tuning"))
+        assert (method.stands_on is None) == (name in ("adamw", "ivon", "blob", "scalabl", "pac_tuning", "gift_sw"))

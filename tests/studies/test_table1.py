@@ -469,6 +469,7 @@ def test_the_settings_of_every_method_are_known():
         ("blob", "prior_sigma"),
         ("scalabl", "kl_weight"),
         ("pac_tuning", "stage"),
+        ("gift_sw", "share"),
         ("adamw", "schedule"),
     ):
         assert {"lr", "weight_decay", own} < tuned[name] and not tuned[name] & {"seed", "progress", "optimizer"}
