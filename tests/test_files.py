@@ -112,15 +112,15 @@ for _ in range(200):
 
 
 def test_a_folder_that_another_process_takes_away_meanwhile_is_made_again(tmp_path, monkeypatch):
-    acquire, folder = FileLock.acquire, tmp_path / "above" / "run"
+    acquire, folder, taken = FileLock.acquire, tmp_path / "above" / "run", []
 
-    def after_another(lock):
-        if folder.parent.exists() and not vars(lock).setdefault("_waited", False):
-            lock._waited = True
-            folder.rmdir()
+    def at_the_second_try(lock):
+        if not taken:
+            taken.append(folder.rmdir())
+            raise FileNotFoundError(2, "No such file or directory")
         return acquire(lock)
 
-    monkeypatch.setattr(FileLock, "acquire", after_another)
+    monkeypatch.setattr(FileLock, "acquire", at_the_second_try)
     with reserved(folder):
         assert (folder / LOCK).exists()
     assert list(tmp_path.iterdir()) == []
