@@ -18,6 +18,8 @@ from .texts import Prompt, prompt_tokens
 class TokenUncertainty:
     """T tokens of a continuation, each predicted from the prompt and the tokens before it.
 
+    ``plots.tokens_html(tokens, entropy)`` shades the text by one of these numbers.
+
     Attributes:
         tokens: their texts.
         probability: of each under the average over draws, ``[T]``.

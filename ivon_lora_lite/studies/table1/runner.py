@@ -21,6 +21,8 @@ from .records import fill, load_record
 ENGINES = ("local", "ray")
 LOOK = 1.0  # seconds between two looks at what other processes have finished
 
+WORDS = ("centre", "criterion", "ess", "hess_approx", "labels", "prior", "schedule")  # settings that may be words
+
 
 def lineage(method: str) -> list[str]:
     """The method, the one whose run it starts from, and so on to one that trains a run of its own."""
@@ -53,8 +55,9 @@ def check_chosen(chosen: Mapping) -> None:
                 if name not in settings:
                     there = ", ".join(sorted(settings))
                     raise ValueError(f"{method} has no setting {name!r}, which is chosen for {task}. It has {there}.")
-                if not isinstance(value, Number | str):
-                    raise ValueError(f"{name} of {method} on {task} is {value!r}; expected a number or a word.")
+                if not isinstance(value, Number | str) or (isinstance(value, str) and name not in WORDS):
+                    expected = "a number or a word" if name in WORDS else "a number"
+                    raise ValueError(f"{name} of {method} on {task} is {value!r}; expected {expected}.")
 
 
 def _named(value: object, what: str) -> Mapping:
