@@ -36,8 +36,8 @@ def chosen(strategy: str, predictions: Predictions | None, candidates: list[Ques
     return [candidates[i] for i in order[:count]]
 
 
-def rounds(strategy: str, seed: int, model, task, args: argparse.Namespace) -> None:
-    """One strategy with one seed, round after round."""
+def rounds(strategy: str, seed: int, model, task, args: argparse.Namespace, first: dict) -> None:
+    """One strategy with one seed, round after round; ``first`` keeps the round that all strategies begin with."""
     options = {k: v for k, v in vars(args).items() if k not in ("out", "hub", "strategies", "seeds")}
     pool = list(task.train)
     random.Random(seed).shuffle(pool)
@@ -48,23 +48,35 @@ def rounds(strategy: str, seed: int, model, task, args: argparse.Namespace) -> N
         file = args.out / f"{strategy}-seed{seed}-{len(labelled)}.json"
         if not finished(file, options):
             candidates = [q for q in pool if q.id not in {own.id for own in labelled}]
-            steps = max(1, args.passes * len(labelled) // 4)
-            run = finetune(model, labelled, steps=steps, seed=seed, eval_every=0, progress=False)
-            scores = score(predict(run, task.test[: args.test_size], samples=args.samples), intervals=False)
-            last = len(labelled) + args.batch > args.labels
-            drawn = None if strategy == "random" or last else predict(run, candidates, samples=args.samples)
+            begins, last = len(labelled) == args.batch, len(labelled) + args.batch > args.labels
+            asked = [] if last or (strategy == "random" and not begins) else candidates
+            made = first.get(seed) if begins else None
+            made = made or one_round(model, task, labelled, asked, seed, args)
+            if begins:
+                first[seed] = made
+            record, drawn = made
             following = [] if last else chosen(strategy, drawn, candidates, args.batch)
-            record = {
-                "strategy": strategy, "seed": seed, "labels": len(labelled), "scores": dict(scores), "steps": steps,
-                "trained_on": [q.id for q in labelled], "next": [q.id for q in following],
-                "settings": run.config["settings"], "options": options, "provenance": provenance(),
-            }  # fmt: skip
-            write_json(file, record)
-            print(file.stem, {k: round(v, 3) for k, v in scores.items()}, flush=True)
+            own = {"strategy": strategy, "next": [q.id for q in following], "options": options}
+            write_json(file, {**record, **own})
+            print(file.stem, {k: round(v, 3) for k, v in record["scores"].items()}, flush=True)
         record = read_json(file)
         if not record["next"]:
             return
         labelled = [*labelled, *(by_id[i] for i in record["next"])]
+
+
+def one_round(
+    model, task, labelled: list[Question], asked: list[Question], seed: int, args: argparse.Namespace
+) -> tuple[dict, Predictions | None]:
+    """Train on the labelled questions; the record of that run, and its draws on those that may be labelled next."""
+    steps = max(1, args.passes * len(labelled) // 4)
+    run = finetune(model, labelled, steps=steps, seed=seed, eval_every=0, progress=False)
+    scores = score(predict(run, task.test[: args.test_size], samples=args.samples), intervals=False)
+    record = {
+        "seed": seed, "labels": len(labelled), "scores": dict(scores), "steps": steps,
+        "trained_on": [q.id for q in labelled], "settings": run.config["settings"], "provenance": provenance(),
+    }  # fmt: skip
+    return record, predict(run, asked, samples=args.samples) if asked else None
 
 
 def summary(out: Path) -> dict:
@@ -105,8 +117,9 @@ def main() -> None:
     args = parser.parse_args()
     model, task = load_model(args.model, dtype=args.dtype, progress=False), load_task(args.task, hub=args.hub)
     for seed in args.seeds:
+        first: dict = {}
         for strategy in args.strategies:
-            rounds(strategy, seed, model, task, args)
+            rounds(strategy, seed, model, task, args, first)
             write_json(args.out / "summary.json", summary(args.out))
 
 

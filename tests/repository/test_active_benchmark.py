@@ -26,7 +26,10 @@ def test_rounds_are_recorded_once_and_share_their_start(tiny_folder, tmp_path, m
     command += ["--batch", "4", "--labels", "12", "--passes", "1", "--test-size", "6", "--samples", "2"]
     command += ["--model", str(tiny_folder), "--dtype", "fp32"]
     monkeypatch.setattr("sys.argv", command)
+    trained, finetune = [], active.finetune
+    monkeypatch.setattr(active, "finetune", lambda *args, **more: trained.append(args[1]) or finetune(*args, **more))
     active.main()
+    assert sorted(map(len, trained)) == [4, 8, 8, 8, 12, 12, 12]  # the first round is one for all
     summary = read_json(tmp_path / "summary.json")
     assert {strategy: list(by_count) for strategy, by_count in summary.items()} == {
         strategy: ["4", "8", "12"] for strategy in active.STRATEGIES
