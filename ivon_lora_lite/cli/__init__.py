@@ -40,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a Windows pipe may have no τ
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, left = parser.parse_known_args(argv)
+    if left and (args.command != "ask" or any(word.startswith("-") for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:  # argparse does not take up the list of choices again after an option
+        args.question, *args.choice = [*([args.question] if args.question else []), *args.choice, *left]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")

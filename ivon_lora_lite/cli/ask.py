@@ -27,8 +27,9 @@ def run(args: argparse.Namespace) -> None:
 
     if (args.file is None) == (args.question is None):
         raise ValueError("Ask either one question with its choices, or all of a --file.")
-    asked = [(args.question, args.choice)] if args.file is None else read_stems(args.file)
     finished = load_run(args.run, progress=not args.quiet)
+    like = finished.config.get("data")
+    asked = [(args.question, args.choice)] if args.file is None else read_stems(args.file, like)
     questions = [question_for(finished, stem, choices) for stem, choices in asked]
     options = {"samples": args.samples, "tau": args.tau, "seed": args.seed}
     answers = ask(finished, questions, **options, progress=args.file is not None and not args.quiet)

@@ -22,11 +22,34 @@ def add(commands) -> None:
     p.set_defaults(function=run)
 
 
+def _task(name: str, config: dict, hub: str | None):
+    """A task by name. Your own questions are read as the run's were; the run's own must be those it was trained on."""
+    from ..language import columns_like, is_own, load_task, name_in_record
+    from ..training import fingerprint
+
+    data = config.get("data")
+    if data is None or (name != name_in_record(config["task"]) and not is_own(name)):
+        return load_task(name, hub=hub)
+    if name != name_in_record(config["task"]):
+        return load_task(name, hub=hub, **columns_like(name, data))
+    path, columns = data["path"], {key: value for key, value in data.items() if key != "path"}
+    task = load_task(path, hub=hub, **columns)
+    trained_on = fingerprint(task.train[: config["train_size"]])
+    if config.get("questions", trained_on) != trained_on:
+        raise ValueError(
+            f"{path} has changed since this run was trained, so its test questions may be among those that it has "
+            "seen: restore the file, or finetune again."
+        )
+    return task
+
+
 def run(args: argparse.Namespace) -> None:
     from ..evaluation import abstain, predict, score, shift_detection
-    from ..language import load_task, name_in_record
+    from ..language import name_in_record
     from ..training import load_run, tau_of
 
+    if args.abstain is not None and not 0 < args.abstain <= 1:
+        raise ValueError(f"--abstain is {args.abstain:g}; expected a share above 0 and at most 1.")
     if args.save and args.task and len(args.task) > 1:
         raise ValueError("--save writes the logits of one task: give one --task.")
     run = load_run(args.run, progress=not args.quiet)
@@ -35,18 +58,19 @@ def run(args: argparse.Namespace) -> None:
             f"This run was merged from several: name tasks with --task, of {', '.join(run.config['tasks'])}."
         )
     own = name_in_record(run.config["task"])
-    known = {own: run.config["data"]} if "data" in run.config else {}  # your own questions: how they were read
     samples = args.samples if run.posterior is not None else 0
     tau = tau_of(run) if args.tau is None else args.tau
     how = f"{samples} draws, τ = {tau:g}" if samples else "at the mean" if run.posterior else "one point"
     found = {}
     for name in args.task or [own]:
-        data = dict(known.get(name, {"path": name}))
-        task = load_task(data.pop("path"), hub=args.hub, **data)
+        task = _task(name, run.config, args.hub)
+        if task.about and name != own:
+            print(task.about)
+        title = own if name == own else task.name
         questions = task.test[: args.test_size]
         predictions = predict(run, questions, samples=samples, tau=tau, seed=args.seed, progress=not args.quiet)
-        print(f"{name if name in known else task.name}, {how}: {score(predictions, bins=args.bins)}")
-        found[name if name in known else task.name] = predictions
+        print(f"{title}, {how}: {score(predictions, bins=args.bins)}")
+        found[title] = predictions
         if args.abstain is not None:
             decision = abstain(predictions, args.abstain)
             print(f"  {decision}")

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: bool) -> None:
-    from ..language import load_model
+    from ..language import check_askable, load_model
     from ..training import finetune as run_finetune
     from ..training import save_run, write_card
 
@@ -93,6 +93,7 @@ def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: b
         labels=len(task.train[0].choices) if usual["format"] == "class" else None,
         gradient_checkpointing=args.gradient_checkpointing, progress=not args.quiet,
     )  # fmt: skip
+    check_askable(model, [*task.validation[:MOST_HELD_OUT], *task.test[: args.test_size]], usual["format"])
     say = print if first else lambda *args, **kwargs: None
     say(f"{task} · {args.model} · {args.optimizer}", flush=True)
     if task.about:

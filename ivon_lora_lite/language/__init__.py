@@ -15,6 +15,7 @@ from .formats import (
     Format,
     answer_logits,
     answer_loss,
+    check_askable,
     collate,
     format_named,
     known_exact,
@@ -25,8 +26,8 @@ from .hardware import DTYPES
 from .locating import EMBEDDED, HUB_ID, embedded_file
 from .models import load_model
 from .needs import GIB, Memory, check_model, memory_of
-from .own import read_stems
+from .own import columns_like, read_stems
 from .questions import LETTERS, Question, Task, letter_prompt
 from .sources import TASKS
 from .standin import LLAMA_2_7B, TINY, random_llama
-from .tasks import full_name, load_task, name_in_record
+from .tasks import full_name, is_own, load_task, name_in_record

@@ -38,7 +38,10 @@ def source_of(name: str) -> Source:
         about = f"exam questions of {subject.replace('_', ' ')}, for evaluation only"
         return replace(TASKS["mmlu"], config=subject, train="", about=about)
     if name not in TASKS:
-        raise ValueError(f"There is no task {name!r}. Known tasks: {', '.join(TASKS)}, mmlu/SUBJECT.")
+        raise ValueError(
+            f"There is no task {name!r}, and no such file or folder. Known tasks: {', '.join(TASKS)}, mmlu/SUBJECT. Of "
+            "a data set of the Hub name the column of the questions too."
+        )
     return TASKS[name]
 
 

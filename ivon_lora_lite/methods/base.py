@@ -8,12 +8,18 @@ from pathlib import Path
 from torch import nn
 
 from ..evaluation import Predictions
-from ..language import Question, Task, full_name
+from ..language import Question, Task, full_name, is_own
 from ..posterior import Posterior
 from ..training import Run
 from ..training.presets import known_settings
 
 METRICS_FILE = "metrics.json"  # in the folder of a method's result: its scores, and the settings that it was made with
+
+
+def _same(task: str, other: str) -> bool:
+    """Whether two names mean one task; a file may be named from different folders."""
+    a, b = full_name(task), full_name(other)
+    return a == b or (is_own(a) and is_own(b) and Path(a).expanduser().resolve() == Path(b).expanduser().resolve())
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Settings:
 
     def chosen_for(self, task: str, method: str) -> dict:
         """Settings that replace the defaults of a method on a task."""
-        found = next((v for name, v in self.chosen.items() if full_name(name) == full_name(task)), {})
+        found = next((v for name, v in self.chosen.items() if _same(name, task)), {})
         return dict(found.get(method, {}))
 
 

@@ -12,7 +12,7 @@ from .asking import Answer, ask, question_for, tau_of, with_tau, with_threshold
 from .beside import Beside
 from .callbacks import Bar, Evaluation
 from .card import CARD, write_card
-from .checkpoints import last_checkpoint, remember
+from .checkpoints import fingerprint, last_checkpoint, remember
 from .cost_of_noise import choose_sigma, noise_cost
 from .exports import merge, save_draw, write_adapter
 from .finetuning import OPTIMIZERS, AnswerTrainer, Attached, Attachment, check_choices, finetune

@@ -152,7 +152,8 @@ def question_for(run: Trained, stem: str, choices: Sequence[str] | None = None) 
         choices: two to eight; a run on classes of its own has them already.
 
     Raises:
-        ValueError: the question is empty, or there are not two to eight different choices, none of them empty.
+        ValueError: the question is empty, or there are not two to eight different choices, none of them empty; it
+            is no text.
     """
     data = run.config.get("data", {})
     classes = run.config.get("classes") or (data.get("labels") if not data.get("choices") else None)
@@ -166,6 +167,10 @@ def question_for(run: Trained, stem: str, choices: Sequence[str] | None = None) 
         raise ValueError(f"There are {len(words)} choices; expected at most {len(LETTERS)}.")
     if not stem.strip():
         raise ValueError("The question is empty.")
+    try:
+        "".join((stem, *words)).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The question {stem[:60]!r} or one of its choices is no text in UTF-8.") from None
     if own and words == own:
         return Question(f"{stem} Answer:", words, 0, stem, words)
     return Question(letter_prompt(stem, words), words, 0, stem, tuple(LETTERS[: len(words)]))

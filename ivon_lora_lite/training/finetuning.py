@@ -18,7 +18,17 @@ from torch.nn.utils import parametrize
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import trainer as transformers_trainer
 
-from ..language import Question, Task, answer_logits, answer_loss, collate, description_of, format_named, tokenizer_of
+from ..language import (
+    Question,
+    Task,
+    answer_logits,
+    answer_loss,
+    check_askable,
+    collate,
+    description_of,
+    format_named,
+    tokenizer_of,
+)
 from ..posterior import GaussianPosterior, check_saveable, put_weights, read_weights, reset_lora, unwrapped
 from .callbacks import Bar, Evaluation
 from .checkpoints import checkpoints, fingerprint
@@ -127,6 +137,8 @@ def finetune(
     steps, batch_size, accumulation, seed = map(index, (steps, batch_size, accumulation, seed))  # NumPy's too
     if eval_every and not held_out:
         raise ValueError("eval_every needs validation questions: give validation=, which training must not contain.")
+    for asked in (questions, held_out if eval_every else []):
+        check_askable(model, asked, format)
     attachments = [*([gates] if gates else []), *attachments]
     if attachments and (save_every or resume):
         raise ValueError("Runs with gates or other attachments write no checkpoints: leave save_every and resume out.")

@@ -456,8 +456,9 @@ def test_a_damaged_run_is_no_place_for_a_new_one(model, tmp_path, capsys):
 
 
 def test_evaluate_refuses_to_answer_no_question(finished, tmp_path, capsys):
-    words = ("evaluate", finished, "--quiet", "--test-size", 2, "--samples", 0, "--abstain", 0)
-    assert "The share is 0.0; expected a number above 0" in refusal(capsys, tmp_path, *words)
+    for share in (0, 80):
+        words = ("evaluate", finished, "--quiet", "--test-size", 2, "--samples", 0, "--abstain", share)
+        assert f"--abstain is {share}; expected a share above 0" in refusal(capsys, tmp_path, *words)
 
 
 def test_evaluate_refuses_a_negative_temperature(finished, tmp_path, capsys):

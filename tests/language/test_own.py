@@ -8,7 +8,7 @@ import math
 import datasets
 import pytest
 
-from ivon_lora_lite import finetune, load_task, predict, suggest_hyperparameters
+from ivon_lora_lite import Predictions, finetune, load_task, predict, suggest_hyperparameters
 from ivon_lora_lite.cli import main
 from ivon_lora_lite.language import read_stems
 
@@ -101,6 +101,90 @@ def test_other_columns_are_named(tmp_path):
         load_task(path, question="frage", choices=["erste", "zweite"], answer="richtig")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "question,answer0,answer1,answer2,label",
+        "question,Option A,Option B,Option C,answer",
+        "question, a, b, c, answer",
+        "Question,choice-1,choice-2,choice-3,Correct Answer",
+    ],
+)
+def test_columns_of_choices_are_found_however_they_are_written(tmp_path, header):
+    rows = [f"What is {i}?,red {i},blue {i},green {i},{i % 3}" for i in range(6)]
+    task = load_task(csv(tmp_path / "quiz.csv", rows, header))
+    assert {q.stem: (q.choices[0], q.answer) for q in every(task)} == {
+        f"What is {i}?": (f"red {i}", i % 3) for i in range(6)
+    }
+
+
+def test_a_gap_among_the_columns_of_choices_is_refused(tmp_path):
+    path = csv(tmp_path / "q.csv", [f"q {i},x,y,z,x" for i in range(6)], "question,option1,option2,option4,answer")
+    with pytest.raises(ValueError, match="columns option1, option2 and option4, but no option3: rename"):
+        load_task(path)
+    assert load_task(path, choices=["option1", "option2", "option4"]).train[0].choices == ("x", "y", "z")
+
+
+def test_a_choice_that_the_first_row_lacks_is_read_in_the_others(tmp_path):
+    rows = [{"question": f"q {i}", "a": "x", "b": "y", **({"c": "z"} if i else {}), "answer": "B"} for i in range(6)]
+    found = {q.stem: q.choices for q in every(load_task(jsonl(tmp_path / "quiz.jsonl", rows)))}
+    assert found["q 0"] == ("x", "y") and found["q 5"] == ("x", "y", "z")
+    csv(tmp_path / "train.csv", [f"q {i},x,y,A" for i in range(5)], "question,a,b,answer")
+    csv(tmp_path / "test.csv", ["t,x,y,z,C"])
+    assert load_task(tmp_path).test[0].choices == ("x", "y", "z")
+
+
+def test_letters_beside_unread_columns_may_be_choices_or_classes(tmp_path):
+    path = csv(tmp_path / "q.csv", [f"q {i},x,y,{'AB'[i % 2]}" for i in range(6)], "question,erste,zweite,answer")
+    with pytest.raises(ValueError, match="the answers are A, B, and the columns erste, zweite are not used. If these"):
+        load_task(path)
+    assert "; not used: erste, zweite; answers are one of the classes A, B" in load_task(path, labels=["A", "B"]).about
+    assert load_task(path, choices=["erste", "zweite"]).train[0].choices == ("x", "y")
+
+
+@pytest.mark.parametrize("kind", ["list", "json"])
+def test_a_list_of_labelled_choices(tmp_path, kind):
+    choices = [{"label": "1", "text": "x"}, {"label": "2", "text": "y"}]
+    choices = json.dumps(choices) if kind == "json" else choices
+    rows = [{"question": f"q {i}", "choices": choices, "answer": "2"} for i in range(4)]
+    assert {(q.choices, q.answer) for q in every(load_task(jsonl(tmp_path / "q.jsonl", rows)))} == {(("x", "y"), 1)}
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"question": {"stem": "q"}}, r"row 1: 'question' is \"\{'stem': 'q'\}\"; expected text"),
+        ({"question": ["q"]}, "row 1: 'question' is .*; expected text"),
+        ({"answer": ["A"]}, "row 1: 'answer' is .*; expected text"),
+        ({"choices": [["x"], "y"]}, "row 1: 'a choice' is .*; expected text"),
+        ({"question": "cut \ud83d"}, "row 1: 'question' is no text in UTF-8"),
+        ({"choices": {"text": ["x", "y", ""], "label": ["A", "B", "C"]}, "answer": "C"}, "row 1: the answer is 'C'"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path, row, sentence):
+    rows = [{"question": f"q {i}", "choices": ["x", "y"], "answer": "A"} for i in range(5)]
+    with pytest.raises(ValueError, match=sentence):
+        load_task(jsonl(tmp_path / "quiz.jsonl", [{**rows[0], **row}, *rows[1:]]))
+
+
+def test_bytes_are_text_in_utf8(tmp_path):
+    rows = [{"question": f"é {i}".encode(), "choices": ["x", "y"], "answer": "A"} for i in range(5)]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "quiz.parquet"))
+    assert {q.stem for q in every(load_task(tmp_path / "quiz.parquet"))} == {f"é {i}" for i in range(5)}
+    rows[2]["question"] = b"\xff"
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "quiz.parquet"))
+    with pytest.raises(ValueError, match="row 3: 'question' is no text in UTF-8"):
+        load_task(tmp_path / "quiz.parquet")
+
+
+def test_numbers_with_a_point_are_indices_and_classes(tmp_path):
+    task = load_task(csv(tmp_path / "q.csv", [f"q {i},x,y,{i % 2}.0" for i in range(6)], "question,a,b,answer"))
+    assert {q.stem: q.answer for q in every(task)} == {f"q {i}": i % 2 for i in range(6)}
+    path = csv(tmp_path / "c.csv", [f"t {i},{i % 2}.0" for i in range(6)], "text,label")
+    assert load_task(path).train[0].choices == ("0", "1")
+    assert load_task(path, labels=["bad", "good"]).train[0].choices == ("bad", "good")
+
+
 def test_fewer_choices_may_be_left_empty_at_the_end(tmp_path):
     task = load_task(quiz(tmp_path / "quiz.csv", row1="Wet?,water,sand,,A"))
     assert next(q for q in every(task) if q.stem == "Wet?").choices == ("water", "sand")
@@ -188,8 +272,11 @@ def test_a_folder_has_a_file_a_split(tmp_path):
     (tmp_path / "dev.csv").unlink()
     task = load_task(tmp_path)
     assert [len(getattr(task, part)) for part in PARTS] == [4, 1, 3] and "validation from train" in task.about
+    csv(tmp_path / "validation.csv", ["train 1?,red,blue,green,A", "train 2?,red,blue,green,A"])
+    assert "(by file; in train and in validation: 2)" in load_task(tmp_path).about
+    (tmp_path / "validation.csv").unlink()
     csv(tmp_path / "test.csv", ["train 1?,red,blue,green,A"])
-    assert "1 questions of which are in train too" in load_task(tmp_path).about
+    assert "by file; in train and in test: 1; validation from train" in load_task(tmp_path).about
     (tmp_path / "test.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no test file: expected train, validation and test"):
         load_task(tmp_path)
@@ -276,6 +363,14 @@ def test_what_is_no_file_of_questions_is_refused(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"question": "q"}\n{oops}\n')
     with pytest.raises(ValueError, match=r"bad.jsonl, line 2: this is no JSON"):
         load_task(tmp_path / "bad.jsonl")
+    (tmp_path / "list.json").write_text('[\n{"question": "q"},\n{"question" "q"}\n]')
+    with pytest.raises(ValueError, match=r"list.json, line 3: this is no JSON"):
+        load_task(tmp_path / "list.json")
+    (tmp_path / "quiz.xlsx").write_text("text")
+    with pytest.raises(ValueError, match="quiz.xlsx is of a kind that cannot be read here: use one of .csv"):
+        load_task(tmp_path / "quiz.xlsx")
+    with pytest.raises(ValueError, match="and no such file or folder"):
+        load_task("q.ndjson")
     (tmp_path / "bad.parquet").write_text("text")
     with pytest.raises(ValueError, match="no Parquet file"):
         load_task(tmp_path / "bad.parquet")
@@ -314,6 +409,69 @@ def test_the_commands_take_it(tiny_folder, tmp_path, capsys):
     table = ["table1", "--model", str(tiny_folder), "--tasks", str(path), "--methods", "adamw", "ivon", "--seeds", "1"]
     main([*table, "--steps", "2", "--samples", "2", "--out", str(tmp_path / "table")])
     assert f"| metric | method | {path} |" in capsys.readouterr().out
+
+
+def run_of(folder, path, *more):
+    common = ["--model", str(folder), "--steps", "2", "--quiet", "--samples", "2", "--optimizer", "adamw"]
+    out = path.with_suffix("")
+    assert main(["finetune", "--data", str(path), *common, *more, "--out", str(out)]) == 0
+    return str(out)
+
+
+def test_a_file_that_has_changed_is_not_evaluated(tiny_folder, tmp_path, capsys):
+    path = quiz(tmp_path / "quiz.csv", 15)
+    run, before = run_of(tiny_folder, path), path.read_text("utf8")
+    path.write_text("\n".join(before.splitlines()[:9]) + "\n", "utf8")
+    assert main(["evaluate", run, "--quiet"]) == 2
+    assert "quiz.csv has changed since this run was trained" in capsys.readouterr().err
+    path.write_text(before, "utf8")
+    assert main(["evaluate", run, "--quiet"]) == 0
+
+
+def test_other_files_are_read_as_the_runs_own_was(tiny_folder, tmp_path, capsys):
+    rows = [f"Frage {i},ja {i},nein {i},{'AB'[i % 2]}" for i in range(10)]
+    path = csv(tmp_path / "fr.csv", rows, "Frage,erste,zweite,richtig")
+    run = run_of(tiny_folder, path, "--question", "Frage", "--choices", "erste", "zweite", "--answer", "richtig")
+    moved = path.rename(tmp_path / "moved.csv")
+    capsys.readouterr()
+    assert main(["evaluate", run, "--quiet", "--task", str(moved)]) == 0
+    assert "10 questions; columns: Frage, richtig and erste, zweite" in capsys.readouterr().out
+    assert main(["ask", run, "--quiet", "--json", "--file", str(moved)]) == 0
+    asked = [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()]
+    assert asked == [f"Frage {i}" for i in range(10)]
+    assert main(["ask", run, "--json", "--quiet", "Was ist?", "ja", "nein"]) == 0
+    assert main(["ask", run, "Was ist?", "--quiet", "ja", "--json", "nein"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first == second and [choice["text"] for choice in first["choices"]] == ["ja", "nein"]
+    with pytest.raises(SystemExit):
+        main(["ask", run, "Was ist?", "--quiet", "ja", "--jsn", "nein"])
+
+
+def test_the_classes_are_the_runs_own_in_other_files_too(tiny_folder, tmp_path, capsys):
+    words = ("bad", "fair", "good")
+    run = run_of(tiny_folder, csv(tmp_path / "three.csv", [f"t {i},{words[i % 3]}" for i in range(15)], "text,label"))
+    two = csv(tmp_path / "two.csv", [f"u {i},{words[i % 2]}" for i in range(10)], "text,label")
+    one = csv(tmp_path / "one.csv", [f"u {i},good" for i in range(10)], "text,label")
+    for path in (two, one):
+        file = tmp_path / "logits.safetensors"
+        assert main(["evaluate", run, "--quiet", "--task", str(path), "--save", str(file)]) == 0
+        assert "answers are one of the classes bad, fair, good" in capsys.readouterr().out
+        assert Predictions.load(file).logits.shape == (1, 2, 3)
+        file.unlink()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_question_that_is_too_long_is_found_before_training(tiny_folder, tmp_path, capsys, part, monkeypatch):
+    for name in PARTS:
+        rows = [f"{name} {i}?,red,blue,green,A" for i in range(4)]
+        csv(tmp_path / f"{name}.csv", [*rows, f"{'long ' * 5000},red,blue,green,A"] if name == part else rows)
+    monkeypatch.setattr("transformers.Trainer.train", lambda *_, **__: 1 / 0)
+    common = ["--model", str(tiny_folder), "--steps", "2", "--quiet"]
+    assert main(["finetune", "--data", str(tmp_path), *common, "--out", str(tmp_path / "run")]) == 2
+    assert "tokens, more than the limit of" in capsys.readouterr().err
+    common += ["--methods", "adamw", "--seeds", "1", "--out", str(tmp_path / "table")]
+    assert main(["table1", "--tasks", str(tmp_path), *common]) == 2
+    assert "tokens, more than the limit of" in capsys.readouterr().err
 
 
 def test_columns_without_a_file_are_refused(capsys):

@@ -444,6 +444,9 @@ def test_settings_chosen_for_swa_and_laplace_are_theirs(tiny_folder, tmp_path):
         ({"everyday": 3}, "what is chosen for everyday is 3."),
         ({"everyday": {"tfb": [0.1]}}, "what is chosen for tfb on everyday is [0.1]."),
         ({"everyday": {"tfb": {"tolerance": None}}}, "tolerance of tfb on everyday is None; expected a number."),
+        ({"everyday": {"adamw": {"steps": 3.0}}}, "steps of adamw on everyday is 3.0; expected a whole number."),
+        ({"everyday": {"adamw": {"steps": True}}}, "steps of adamw on everyday is True; expected a whole number."),
+        ({"everyday": {"adamw": {"lr": True}}}, "lr of adamw on everyday is True; expected a number."),
         ({"everyday": {"adamw": {"lr": "1e-4"}}}, "lr of adamw on everyday is '1e-4'; expected a number."),
         ({"everyday": {"tfb": {"labels": ["own"]}}}, "is ['own']; expected a number or a word."),
         ({"everyday": {"tfb": {"tolerence": 0.1}}}, "tfb has no setting 'tolerence', which is chosen for everyday. It"),
@@ -476,6 +479,40 @@ def test_the_settings_of_every_method_are_known():
     ):
         assert {"lr", "weight_decay", own} < tuned[name] and not tuned[name] & {"seed", "progress", "optimizer"}
     assert tuned["tfb"] == tuned["tfb@ivon"] and {"tolerance", "criterion"} < tuned["tfb"]
+
+
+def own_file(path, *rows):
+    path.write_text("\n".join(["question,a,b,answer", *rows]) + "\n", "utf8")
+    return path
+
+
+def test_a_table_is_of_one_version_of_a_file(tiny_folder, tmp_path, monkeypatch, capsys):
+    path = own_file(tmp_path / "q.csv", *(f"q {i},x{i},y{i},A" for i in range(12)))
+    chosen = {str(path): {"adamw": {"lr": 0.5}}}
+    (tmp_path / "chosen.json").write_text(json.dumps(chosen))
+    monkeypatch.chdir(tmp_path)
+    command = ["table1", "--tasks", "./q.csv", "--model", str(tiny_folder), "--seeds", "1", "--steps", "2", "--quiet"]
+    command += ["--chosen", "chosen.json", "--out", "table", "--samples", "2", "--methods", "adamw"]
+    assert main(command) == 0
+    (record,) = load_records("table")
+    assert record.content["settings"]["lr"] == 0.5  # the same file under another name
+    assert main(command) == 0
+    own_file(path, *(f"q {i},other{i},y{i},A" for i in range(12)))
+    capsys.readouterr()
+    assert main([*command, "ivon"]) == 2
+    error = capsys.readouterr().err
+    assert "was made with other questions than ./q.csv holds now: choose another --out" in error
+    assert not list((tmp_path / "table").rglob("ivon"))
+
+
+def test_names_that_make_no_folder_of_their_own_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    for name in ("a/q.csv", "a-q.csv", "train.csv", "test.csv"):
+        own_file(tmp_path / name, *(f"q {i},x,y,A" for i in range(6)))
+    monkeypatch.chdir(tmp_path)
+    for names, sentence in (["."], "gives a table no name"), ([".."], "no name"), (["a/q.csv", "a-q.csv"], "the same"):
+        with pytest.raises(ValueError, match=sentence):
+            run_table("out", names, ["adamw"], [1])
 
 
 @pytest.mark.parametrize("method", ["temperature", "ensemble", "mc_dropout", "adamw@early", "ivon@mean"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...posterior import unwrapped
+from ..accessors import tokenizer_of
 from ..questions import Question
 from .base import Batch, Format, precision, token_ids
 from .classes import ClassFormat
@@ -55,6 +56,16 @@ def collate(questions: Sequence[Question], tokenizer, format: str = "text", max_
         raise ValueError("There are no questions to collate.")
     limit = max_length or min(tokenizer.model_max_length, 2**20)
     return {**kind.batch(questions, tokenizer, limit), "answers": torch.tensor([q.answer for q in questions])}
+
+
+def check_askable(model: nn.Module, questions: Sequence[Question], format: str, most: int = 10_000) -> None:
+    """Tokenise questions (the first ``most``), so that one that cannot be asked is found before anything is trained.
+
+    Raises:
+        ValueError: a question is too long for the model, or its choices cannot be told apart.
+    """
+    for first in range(0, min(len(questions), most), 8):
+        collate(questions[first : first + 8], tokenizer_of(model), format)
 
 
 def answer_logits(model: nn.Module, batch: Batch, format: str = "text", copies: int | None = None) -> Tensor:

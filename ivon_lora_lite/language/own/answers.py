@@ -1,6 +1,8 @@
 """What the answers of all rows are (letters, texts, indices, classes), and rows → questions."""
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..questions import LETTERS, Question, letter_prompt
 from .rows import Row
@@ -9,7 +11,13 @@ MOST_CLASSES = 26
 
 
 def _number(answer: str, least: int, count: int) -> int | None:
-    return int(answer) - least if answer.isdecimal() and 0 <= int(answer) - least < count else None
+    whole = _whole(answer)
+    return int(whole) - least if whole.isdecimal() and 0 <= int(whole) - least < count else None
+
+
+def _whole(answer: str) -> str:
+    """2.0 as 2, as tables of numbers have it that were written with empty cells; all else as it is."""
+    return re.sub(r"^(\d+)\.0+$", r"\1", answer)
 
 
 def _place(answer: str, among: Sequence[str]) -> int | None:
@@ -18,7 +26,7 @@ def _place(answer: str, among: Sequence[str]) -> int | None:
 
 # what an answer may be → the index that it means in a row, or None
 KINDS: dict[str, Callable[[Row], int | None]] = {
-    "label": lambda row: _place(row.answer, row.names),
+    "label": lambda row: _place(row.answer, row.names[: len(row.choices)]),
     "letter": lambda row: _place(row.answer.upper(), LETTERS[: len(row.choices)]) if len(row.answer) == 1 else None,
     "text": lambda row: _place(row.answer, row.choices),
     "index0": lambda row: _number(row.answer, 0, len(row.choices)),
@@ -40,9 +48,11 @@ def understood(rows: dict[str, list[Row]], answer_as: str | None) -> tuple[str, 
     if not fitting:
         best = max(found, key=lambda kind: len(every) - found[kind].count(None))
         row = every[found[best].index(None)]
+        some = any(place is not None for place in found[best])
+        expected = f"{WORDS[best]}, as most rows have," if some else " or ".join(WORDS[kind] for kind in found)
         raise ValueError(
-            f"{row.where}: the answer is {row.answer[:60]!r}; expected {WORDS[best]}, as most rows have, for the "
-            f"choices {', '.join(choice[:30] for choice in row.choices)}."
+            f"{row.where}: the answer is {row.answer[:60]!r}; expected {expected} for the choices "
+            f"{', '.join(choice[:30] for choice in row.choices)}."
         )
     if len({tuple(places) for places in fitting.values()}) > 1:
         raise ValueError(
@@ -69,12 +79,19 @@ def understood(rows: dict[str, list[Row]], answer_as: str | None) -> tuple[str, 
 
 
 def classified(
-    source, rows: dict[str, list[Row]], labels: Sequence[str] | None
+    source, rows: dict[str, list[Row]], labels: Sequence[str] | None, others: Sequence[str] = ()
 ) -> tuple[str, dict[str, list[Question]]]:
-    """Classification: every row has the same choices, the classes."""
+    """Classification: every row has the same choices, the classes; ``others`` are columns that are not used."""
+    if all(_whole(row.answer).isdecimal() for part in rows.values() for row in part):
+        rows = {split: [replace(row, answer=_whole(row.answer)) for row in part] for split, part in rows.items()}
     every = [row for part in rows.values() for row in part]
     values = sorted({row.answer for row in every}, key=lambda v: (not v.isdecimal(), int(v) if v.isdecimal() else 0, v))
     words = list(labels) if labels else values
+    if not labels and len(others) >= 2 and all(v.upper() in tuple(LETTERS) for v in values):
+        raise ValueError(
+            f"{source}: the answers are {', '.join(values)}, and the columns {', '.join(others)} are not used. If "
+            "these hold choices, name them with choices=…; if the answers are classes, list these with labels=…."
+        )
     if not 2 <= len(words) <= MOST_CLASSES or len(set(words)) < len(words):
         raise ValueError(
             f"{source}: the classes are {', '.join(words[:10])}{' …' if len(words) > 10 else ''}; expected 2 to "

@@ -9,8 +9,8 @@ SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", 
 
 
 def is_file_of_questions(name: str) -> bool:
-    """Whether a name is a file that can be read here, or a folder."""
-    return Path(name).suffix.lower() in READERS or Path(name).is_dir()
+    """Whether a name is a file or folder, or would be a file that can be read here."""
+    return Path(name).suffix.lower() in READERS or Path(name).exists()
 
 
 def _csv(path: Path) -> list[dict]:
@@ -49,10 +49,13 @@ def _jsonl(path: Path) -> list[dict]:
 
 
 def _json(path: Path) -> list[dict]:
+    text = path.read_text("utf-8-sig")
     try:
-        rows = json.loads(path.read_text("utf-8-sig"))
-    except json.JSONDecodeError:
-        return _jsonl(path)
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if not text.lstrip().startswith("["):
+            return _jsonl(path)
+        raise ValueError(f"{path}, line {error.lineno}: this is no JSON ({error.msg}).") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: expected a list of objects with named values, one a question.")
     return rows

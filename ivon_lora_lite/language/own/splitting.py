@@ -19,8 +19,11 @@ def divided(source, made: dict[str, list[Question]]) -> tuple[dict[str, list[Que
     does not matter.
     """
     if "train" in made:
-        overlap = {_key(q) for q in made["train"]} & {_key(q) for q in made["test"]}
-        shared = f", {len(overlap)} questions of which are in train too" if overlap else ""
+        keys = {split: {_key(q) for q in questions} for split, questions in made.items()}
+        shared = ""
+        for a, b in (("train", "test"), ("train", "validation"), ("validation", "test")):
+            if both := len(keys[a] & keys.get(b, set())) if a in keys else 0:
+                shared += f"; in {a} and in {b}: {both}"
         if "validation" in made:
             return {s: made[s] for s in SPLITS}, f"by file{shared}"
         train, validation = _held_out(source, made["train"], 1)

@@ -8,9 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
-from ...language import LoraSettings, Question, Task, full_name, load_model, load_task
+from ...language import LoraSettings, Question, Task, full_name, is_own, load_model, load_task
 from ...methods import METHODS, Bench, Settings
-from ...training import Run, load_run
+from ...training import Run, fingerprint, load_run
+
+
+def in_a_name(task: str) -> str:
+    """A task in the name of a file or folder; those of different paths may have the same."""
+    return task.replace("/", "-")
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Cell:
 
     def folder(self, out: Path) -> Path:
         """``OUT/TASK/METHOD/seedS`` (``glue-rte`` for glue/rte); an ensemble's has all its seeds."""
-        return out / self.task.replace("/", "-") / self.method / f"seed{'-'.join(map(str, self.seeds))}"
+        return out / in_a_name(self.task) / self.method / f"seed{'-'.join(map(str, self.seeds))}"
 
     def base(self) -> tuple[Cell, ...]:
         """The cells whose run this one starts from."""
@@ -67,6 +72,14 @@ class Context:
             if name != full_name(self.name)
         }
 
+    @cached_property
+    def _own(self) -> dict[str, str]:
+        """Of questions of your own, what they are: a file may change between two calls."""
+        found = {}
+        if self.task.data:
+            found["questions"] = fingerprint([*self.task.train, *self.task.validation, *self.task.test])
+        return found | {f"on {name}": fingerprint(qs) for name, qs in self.shifted.items() if is_own(name)}
+
     def run(self, cell: Cell) -> Run:
         """A finished cell's run."""
         if cell not in self._runs:
@@ -95,7 +108,7 @@ class Context:
                 del shared[name]
         if "shift" not in shared:
             del shared["shift_size"]
-        splits = {"test": self.task.splits["test"], "validation": self.task.splits["validation"]}
+        splits = {"test": self.task.splits["test"], "validation": self.task.splits["validation"], **self._own}
         own = {"task": cell.task, "method": cell.method, "seeds": list(cell.seeds), "splits": splits}
         return {**own, **shared, **({"chosen": self.chosen(cell)} if self.chosen(cell) else {})}
 

@@ -12,9 +12,10 @@ import torch
 
 from ...evaluation import BINS, METRICS, Predictions, ece_floor, score
 from ...files import provenance, read_json, whole_folder, write_json
+from ...language import check_askable
 from ...methods import METHODS, METRICS_FILE
 from ...training import write_run
-from .cells import Cell, Context
+from .cells import Cell, Context, in_a_name
 from .memory import measure_peak
 
 PREDICTIONS = "predictions.safetensors"
@@ -61,8 +62,10 @@ def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
     """Compute a cell and write its folder, all or nothing."""
     folder, method = cell.folder(context.out), METHODS[cell.method]
     with whole_folder(folder, last=METRICS_FILE) as temporary:
+        bench = context.bench(cell, temporary)
+        check_askable(bench.model, [*bench.validation, *bench.questions], bench.settings.format)
         started, peak = time.perf_counter(), measure_peak()
-        made = method.make(context.bench(cell, temporary))
+        made = method.make(bench)
         seconds, memory = {**made.seconds, "all": time.perf_counter() - started}, peak()
         needed = method.stands_on is None or any(other.stands_on == method.name for other in METHODS.values())
         if made.run is not None and (keep_weights or needed):
@@ -104,7 +107,7 @@ def _by_task(predictions: Predictions, context: Context, config: dict) -> dict[s
 
 def shifted_file(task: str) -> str:
     """Where the predictions on another task's questions are."""
-    return f"on-{task.replace('/', '-')}.safetensors"
+    return f"on-{in_a_name(task)}.safetensors"
 
 
 def load_record(folder: str | os.PathLike, bins: int = BINS) -> Record:

@@ -15,12 +15,24 @@ from pathlib import Path
 from ...files import read_json
 from ...language import full_name
 from ...methods import METHODS, METRICS_FILE, Settings
-from .cells import Cell, Context
+from .cells import Cell, Context, in_a_name
 from .records import fill, load_record
 
 ENGINES = ("local", "ray")
 LOOK = 1.0  # seconds between two looks at what other processes have finished
-
+COUNTS = (
+    "accumulation",
+    "batch_size",
+    "every",
+    "halvings",
+    "max_skipped",
+    "mc_samples",
+    "rank",
+    "samples",
+    "seed",
+    "steps",
+)
+SWITCHES = ("debias", "rescale_lr", "sync")
 WORDS = ("centre", "criterion", "ess", "hess_approx", "labels", "prior", "schedule")  # settings that may be words
 
 
@@ -55,8 +67,10 @@ def check_chosen(chosen: Mapping) -> None:
                 if name not in settings:
                     there = ", ".join(sorted(settings))
                     raise ValueError(f"{method} has no setting {name!r}, which is chosen for {task}. It has {there}.")
-                if not isinstance(value, Number | str) or (isinstance(value, str) and name not in WORDS):
-                    expected = "a number or a word" if name in WORDS else "a number"
+                expected = "a number or a word" if name in WORDS else "a whole number" if name in COUNTS else "a number"
+                fits = isinstance(value, int) if name in COUNTS else isinstance(value, Number)
+                fits = fits and (name in SWITCHES or not isinstance(value, bool))
+                if not fits and not (isinstance(value, str) and name in WORDS):
                     raise ValueError(f"{name} of {method} on {task} is {value!r}; expected {expected}.")
 
 
@@ -129,6 +143,7 @@ def run_table(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; expected at least 1.")
     tasks = [full_name(task) for task in tasks]
+    _check_names([*tasks, *map(full_name, settings.shift)])
     check_chosen(settings.chosen)
     chains = plan(tasks, methods, seeds)
     _check_bases(out, chains)
@@ -234,6 +249,19 @@ def _finished(out: Path, cell: Cell) -> bool:
     return (cell.folder(out) / METRICS_FILE).exists()
 
 
+def _check_names(tasks: Iterable[str]) -> None:
+    """Two tasks in one folder, or one outside of the table's, would not be found again."""
+    by_name: dict[str, str] = {}
+    for task in tasks:
+        if Path(task).name in ("", ".."):
+            raise ValueError(
+                f"{task!r} gives a table no name for its folder: write the name of the folder with the files."
+            )
+        other = by_name.setdefault(in_a_name(task), task)
+        if other != task:
+            raise ValueError(f"{other} and {task} would have the same folder in a table: rename one.")
+
+
 def _check_bases(out: Path, chains: list[list[Cell]]) -> None:
     """A method that stands on a run needs it, finished or asked for."""
     asked = dict.fromkeys(cell for chain in chains for cell in chain)
@@ -252,6 +280,11 @@ def _check_settings(context: Context, cell: Cell) -> None:
     asked = context.config(cell)
     for name in (*asked, "chosen"):
         was, now = record.config.get(name), asked.get(name)
+        if name == "splits" and was != now and was.keys() == now.keys() and "questions" in now:
+            raise ValueError(
+                f"{record.folder} was made with other questions than {cell.task} holds now: choose another --out, or "
+                "restore the file."
+            )
         if was != now:
             raise ValueError(
                 f"{record.folder} was made with {name}={was}, and now {name}={now} is asked for: choose another --out, "
