@@ -11,13 +11,14 @@ With equal curvatures and H₀ = 0 this is the plain average.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..posterior import GaussianPosterior, check_fit
-from ..training import Run, started_from
+from ..posterior import GaussianPosterior, active_adapter, check_fit, unwrapped
+from ..training import Run, first_difference, started_from
 
 
 def merged_mean(
@@ -52,6 +53,8 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
     """
     if len(runs) < 2:
         raise ValueError(f"Merging needs at least two runs, not {len(runs)}.")
+    if not 0 <= prior < math.inf:
+        raise ValueError(f"prior is {prior}; expected a finite precision of at least 0.")
     first = runs[0]
     for run in runs:
         if run.gates is not None:
@@ -59,6 +62,9 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
         if run.config["seed"] != first.config["seed"]:
             raise ValueError("The runs began from different LoRA weights: train them with the same seed.")
         check_fit(first.weights, run.weights)
+        name = first_difference(*(_adapter(r) for r in (first, run)))
+        if name is not None:
+            raise ValueError(f"The runs' adapters have another {name}, so their weights act differently.")
     curvatures = [curvature(run) for run in runs]
     start = [started_from(run) for run in runs][0] if prior else first.weights  # without a prior m₀ drops out
     mean, variance = {}, {}
@@ -74,6 +80,12 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
     merged = first.derived("merged", weights=mean, posterior=posterior, config=config, history=[])
     merged.config.pop("data", None)  # of the first run's questions
     return merged
+
+
+def _adapter(run: Run) -> dict:
+    """The settings of a run's adapter."""
+    name = active_adapter(run.model)
+    return {} if name is None else unwrapped(run.model).peft_config[name].to_dict()
 
 
 def curvature(run: Run) -> Mapping[str, Tensor]:

@@ -170,7 +170,9 @@ def add_gates(
                 gated = Gated(gates, layer, matrix).train(module.training)
                 parametrize.register_parametrization(module, "weight", gated)
     vars(model)["_gates"] = gates  # not registered: see above
-    vars(model)["_gates_hook"] = model.register_forward_pre_hook(lambda m, _: gates.draw() if m.training else None)
+    vars(model)["_gates_hook"] = model.register_forward_pre_hook(
+        lambda m, _: attached(m).draw() if m.training else None
+    )
     return gates
 
 

@@ -97,7 +97,7 @@ class BayesianBits(nn.Module):
     @property
     def half_range(self) -> Tensor:
         """a, differentiable in ρ."""
-        return self.log_scale.exp() * self.peak
+        return self.log_scale.exp() * self.peak.clone()  # another forward pass may change it before the backward pass
 
     def observe(self, weight: Tensor) -> None:
         """Let the range follow the weights; once per training step."""

@@ -87,7 +87,7 @@ class IVON(Optimizer):
         seed: int | None = None,
         max_skipped: int = 20,
     ):
-        states.check_options(mc_samples, hess_approx)
+        states.check_options(hess_approx, mc_samples=mc_samples, max_skipped=max_skipped)
         self.mc_samples, self.hess_approx, self.sync = mc_samples, hess_approx, sync
         self.debias, self.rescale_lr = debias, rescale_lr
         self._draws, self._finite = Draws(seed, per_rank=sync), FiniteGuard(max_skipped)
@@ -100,7 +100,7 @@ class IVON(Optimizer):
     def add_param_group(self, param_group: dict) -> None:
         """Add a group; its parameters start at h₀ and take part from the next draw on."""
         if self._inside or self._entries:
-            raise RuntimeError("A draw is pending: call step() (or zero_grad()) before add_param_group().")
+            raise RuntimeError("A draw is pending: call step() before add_param_group().")
         super().add_param_group(param_group)
         try:
             states.check_group(self.param_groups[-1])
@@ -150,11 +150,10 @@ class IVON(Optimizer):
             with torch.inference_mode(False), torch.no_grad():
                 torch._foreach_copy_(list(saved), list(saved.values()))
                 torch.clear_autocast_cache()
-                if train and self.mc_samples > 1:
-                    if complete:
-                        self._collect()
-                    else:
-                        self._forget()
+                if train and not complete and (self.mc_samples > 1 or self._entries == 1):
+                    self._forget()
+                elif train and self.mc_samples > 1:
+                    self._collect()
 
     def _collect(self) -> None:
         """With several draws per step: pair this draw's gradient with its own noise; leave the average in p.grad."""
@@ -282,15 +281,16 @@ class IVON(Optimizer):
         return torch.stack([torch.as_tensor(value).detach() for value in losses]).mean()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients; with one draw per step, outside a context, drop a draw that ``step()`` has not used."""
-        if self.mc_samples == 1:
-            if self._inside == "train" and self._entries > 1:
+        """Clear gradients; outside a context, drop the draws of a step that did not come (``mc_samples`` of them)."""
+        if self.mc_samples == 1 and self._inside == "train" and self._entries > 1:
+            if {bool(p.grad.isfinite().all()) for p in self._perturbation if p.grad is not None} == {True}:
                 raise RuntimeError(
                     "zero_grad() within the second context of one step would lose the first gradients: to average "
                     "several draws, construct IVON with mc_samples; to accumulate, call zero_grad() after step()."
                 )
-            if not self._inside:
-                self._forget()
+            self._entries = 1  # a batch or a step was left out, and the draw is still good
+        if not self._inside and (self.mc_samples == 1 or self._entries == self.mc_samples):
+            self._forget()
         super().zero_grad(set_to_none)
 
     # ---------------------------------------------------------------------------------------------- state

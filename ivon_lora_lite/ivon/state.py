@@ -3,6 +3,8 @@
 And what IVON refuses: arguments outside their range, and checkpoints that do not fit.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,12 +12,12 @@ from .lists import lay_side_by_side
 
 STRUCTURE = ("mc_samples", "hess_approx", "debias", "rescale_lr", "sync")  # a checkpoint must agree on these
 RANGES = {
-    "lr": (lambda x: x >= 0, "at least 0"),
-    "ess": (lambda x: x > 0, "above 0"),
-    "hess_init": (lambda x: x > 0, "above 0"),
+    "lr": (lambda x: 0 <= x < math.inf, "at least 0"),
+    "ess": (lambda x: 0 < x < math.inf, "above 0"),
+    "hess_init": (lambda x: 0 < x < math.inf, "above 0"),
     "beta1": (lambda x: 0 <= x < 1, "in [0, 1)"),
     "beta2": (lambda x: 0 <= x < 1, "in [0, 1)"),
-    "weight_decay": (lambda x: x >= 0, "at least 0"),
+    "weight_decay": (lambda x: 0 <= x < math.inf, "at least 0"),
     "clip_radius": (lambda x: x > 0, "above 0"),
 }
 
@@ -70,16 +72,17 @@ def variance_of(state: dict, p: Tensor, group: dict) -> Tensor:
     return 1 / (group["ess"] * (state[p]["hess"] + group["weight_decay"]))
 
 
-def check_options(mc_samples: int, hess_approx: str) -> None:
-    if not (isinstance(mc_samples, int) and mc_samples >= 1):
-        raise ValueError(f"mc_samples is {mc_samples!r}; expected a whole number of at least 1.")
+def check_options(hess_approx: str, **counts: int) -> None:
+    for name, value in counts.items():
+        if not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
     if hess_approx not in ("price", "gradsq"):
         raise ValueError(f"hess_approx is {hess_approx!r}; expected 'price' or 'gradsq'.")
 
 
 def check_group(group: dict) -> None:
     for name, (fits, words) in RANGES.items():
-        if not fits(group[name]):
+        if not hasattr(group[name], "__float__") or not fits(group[name]):
             raise ValueError(f"{name} is {group[name]!r}; expected a number {words}.")
     for p in group["params"]:
         if p.is_meta:

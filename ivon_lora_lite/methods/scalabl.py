@@ -104,6 +104,10 @@ class ScalablTraining(LearnedNoise):
         self.log_mean, self.log_sigma = {}, {}
         for name, module in self.modules.items():
             b = self.pairs[name].b.weight
+            if len(module.weight) > module.in_features:
+                raise ValueError(
+                    f"{name} has rank {len(module.weight)} and {module.in_features} inputs: use a rank not above."
+                )
             left, values, right = torch.linalg.svd(module.weight.detach().float(), full_matrices=False)
             with torch.no_grad():
                 module.weight.copy_(right)

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..evaluation import Predictions, predict
 from ..language import Question
@@ -36,6 +37,10 @@ def balanced(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str,
     for pair in lora_layers(model).values():
         a, b = names[id(pair.a.weight)], names[id(pair.b.weight)]
         left, d, right = torch.linalg.svd(weights[b].double(), full_matrices=False)
+        more = weights[b].shape[1] - len(d)  # of a rank above the layer's width: columns of B' that are 0
+        left, d, right = (
+            functional.pad(t, size) for t, size in ((left, (0, more)), (d, (0, more)), (right, (0, 0, 0, more)))
+        )
         weights[b] = (left * d).float()
         weights[a] = (right @ weights[a].double()).float()
         inverse[a] = 1 / d.clamp(min=max(SMALLEST * float(d.max()), 1e-12)).float()[:, None]

@@ -66,6 +66,7 @@ class NoiseSettings:
 
     method: ClassVar[str]
     training: ClassVar[type]
+    optimizer: ClassVar[str] = "adamw"  # IVON has noise of its own
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

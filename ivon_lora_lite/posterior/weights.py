@@ -42,7 +42,10 @@ def _named(model: nn.Module, wanted: Callable[[nn.Parameter], bool]) -> dict[str
     names = {id(p): name.removesuffix(f".{adapter}") for name, p in params.items()}  # AdaLoRA's are bare parameters
     if adapter is not None:
         names |= _names_in_file(model, adapter, wanted)
-    out = {names[id(p)].replace("_orig_mod.", "").replace(GATED, ".weight"): p for p in params.values()}
+    plain = {
+        key: name.replace("_orig_mod.", "").replace(f".{adapter}{GATED}", ".weight") for key, name in names.items()
+    }
+    out = {plain[id(p)].replace(GATED, ".weight"): p for p in params.values()}
     if len(out) < len(params):
         raise ValueError("Two trainable weights have the same name: has a module the name of the adapter? Rename one.")
     return out

@@ -19,6 +19,6 @@ from .finetuning import OPTIMIZERS, AnswerTrainer, Attached, Attachment, check_c
 from .folders import ADAPTER, RUN_FILE, check_free
 from .presets import PRESETS, hyperparameters, preset_sigma, run_options
 from .prior import GAMMA, PerMatrixIVON, refit_prior, sqrt_ess
-from .run import ATTACHED, Run, load_run, save_run, started_from, write_run
+from .run import ATTACHED, Run, first_difference, load_run, save_run, started_from, write_run
 from .suggest import COSTS, MOVE, Suggestion, prediction_shift, suggest_hyperparameters, usual_target
 from .trainer import IVONMixin, IVONTrainer

@@ -84,6 +84,15 @@ def remember(folder: str | os.PathLike, config: dict) -> None:
         write_json(Path(folder) / SETTINGS, _identity(config))
 
 
+def check_attachments(attachments: Sequence, optimizer: str, checkpoints: bool) -> None:
+    """Refuse attachments that need another optimizer, and checkpoints of a run that has some."""
+    for one in attachments:
+        if getattr(one, "optimizer", optimizer) != optimizer:
+            raise ValueError(f"{type(one).__name__} needs optimizer={one.optimizer!r}.")
+    if attachments and checkpoints:
+        raise ValueError("Runs with gates or other attachments write no checkpoints: leave save_every and resume out.")
+
+
 def fingerprint(questions: Sequence[Question]) -> str:
     """A short hash of what is asked and what is right: a run that goes on with other questions is another run."""
     content = json.dumps([(q.stem, q.choices, int(q.answer), q.prompt, q.labels) for q in questions])

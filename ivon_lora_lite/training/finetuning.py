@@ -31,7 +31,7 @@ from ..language import (
 )
 from ..posterior import GaussianPosterior, check_saveable, put_weights, read_weights, reset_lora, unwrapped
 from .callbacks import Bar, Evaluation
-from .checkpoints import checkpoints, fingerprint
+from .checkpoints import check_attachments, checkpoints, fingerprint
 from .presets import check_settings, completed, hyperparameters, run_options
 from .run import Run
 from .trainer import IVONTrainer
@@ -111,7 +111,7 @@ def finetune(
         schedule: of the learning rate: ``"linear"`` decays to 0, ``"constant"`` does not.
         gates: learn ranks and bit widths (B-LoRA): ``ivon_lora_lite.gates.GateSettings()``. Gates are trained by an
             Adam of their own. With IVON the Gaussian is over the weights before the gates, and draws go through them.
-        attachments: more that is on the model while it is trained, such as ``ivon_lora_lite.methods.BlobSettings()``.
+        attachments: more that is on the model while it is trained, such as ``ivon_lora_lite.gates.GateSettings()``.
         callbacks: more callbacks for the Trainer.
         progress: show progress bars.
         settings: hyperparameters that replace the preset's: ``lr``, and for IVON ``ess, hess_init, beta1, beta2,
@@ -140,8 +140,7 @@ def finetune(
     for asked in (questions, held_out if eval_every else []):
         check_askable(model, asked, format)
     attachments = [*([gates] if gates else []), *attachments]
-    if attachments and (save_every or resume):
-        raise ValueError("Runs with gates or other attachments write no checkpoints: leave save_every and resume out.")
+    check_attachments(attachments, optimizer, bool(save_every or resume))
     config = {
         "task": name, "optimizer": optimizer, "steps": steps, "seed": seed, "batch_size": batch_size,
         "accumulation": accumulation, "train_size": len(questions), "format": format, "schedule": schedule,

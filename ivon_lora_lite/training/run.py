@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -224,15 +224,23 @@ def _check_adapter(folder: Path, model: nn.Module) -> None:
     if adapter is None or not (folder / "adapter_config.json").is_file():
         return
     of_run, of_model = read_json(folder / "adapter_config.json"), unwrapped(model).peft_config[adapter].to_dict()
+    name = first_difference(of_run, of_model)
+    if name is not None:
+        raise ValueError(
+            f"The run in {folder} does not fit this model: its adapter has {name}={of_run.get(name)!r}, the "
+            f"model's {of_model.get(name)!r}. Leave model= out to load the run's own."
+        )
+
+
+def first_difference(one: Mapping, other: Mapping) -> str | None:
+    """The first of two adapters' settings that makes the same weights act differently; None: they act alike."""
     for name in DECISIVE:
-        pair = [about.get(name) or None for about in (of_run, of_model)]
+        pair = [about.get(name) or None for about in (one, other)]
         if name == "init_lora_weights":  # it matters later only where it changed the base model
             pair = [start if changes_base(start) else None for start in pair]
         if pair[0] != pair[1]:
-            raise ValueError(
-                f"The run in {folder} does not fit this model: its adapter has {name}={of_run.get(name)!r}, the "
-                f"model's {of_model.get(name)!r}. Leave model= out to load the run's own."
-            )
+            return name
+    return None
 
 
 def _check_shapes(weights: dict[str, Tensor], model: nn.Module, folder: Path) -> None:

@@ -16,6 +16,7 @@ from .prior import PerMatrixIVON
 
 AVERAGED = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice")
 AVERAGED += ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
+LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 PRIORS = {"fixed": IVON, "per_matrix": PerMatrixIVON}
 LOGGED = ("sigma_mean", "variance_drift", "snr_p50", "clipped", "hess_moved", "kl", "skipped_steps")
 LOGGED += ("update_p10", "update_p50", "update_p90")
@@ -46,6 +47,9 @@ class IVONMixin:
         self._posterior: Posterior | None = None  # while evaluating
         self._warned: set[str] = set()
         if ivon is not None:
+            # transformers takes every forward(**kwargs) to divide its loss by the number of items; only these do
+            if not head_of(self.accelerator.unwrap_model(self.model)).endswith(LANGUAGE):
+                self.model_accepts_loss_kwargs = False
             self._check_loop(ivon.get("mc_samples", 1))
             if ivon.get("prior", "fixed") not in PRIORS:
                 raise ValueError(f"There is no prior {ivon['prior']!r}. Known priors: {', '.join(PRIORS)}.")
@@ -144,13 +148,18 @@ class IVONMixin:
             self.posterior().save(output_dir or self.args.output_dir)
 
 
+def head_of(model) -> str:
+    """The name of a model's class, without PEFT around it."""
+    return type(unwrapped(model.get_base_model() if hasattr(model, "get_base_model") else model)).__name__
+
+
 def averaging(model, logits) -> tuple[Callable, Callable]:
     """How a head's outputs become what draws are averaged in, and how the average becomes an output again.
 
     Raises:
         ValueError: the head predicts something that has no average, such as spans, sequences or hidden states.
     """
-    head = type(unwrapped(model.get_base_model() if hasattr(model, "get_base_model") else model)).__name__
+    head = head_of(model)
     numbers = isinstance(logits, torch.Tensor) and logits.is_floating_point()  # generated tokens are none
     if not numbers or not head.endswith(AVERAGED):
         raise ValueError(

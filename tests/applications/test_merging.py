@@ -122,3 +122,17 @@ def test_a_merged_run_is_evaluated_on_tasks_that_are_named(monkeypatch, capsys):
     monkeypatch.setattr("ivon_lora_lite.training.load_run", lambda *_, **__: merged)
     assert main(["evaluate", "merged"]) == 2
     assert "name tasks with --task, of everyday@2, arc_easy" in capsys.readouterr().err
+
+
+def test_adapters_of_another_scale_are_not_merged(tiny_model):
+    task = load_task("everyday@1")
+    runs = []
+    for alpha in (16, 160):
+        model = tiny_model()
+        for module in model.peft_config.values():
+            module.lora_alpha = alpha
+        runs.append(finetune(model, task, seed=4, **SHORT))
+    with pytest.raises(ValueError, match="adapters have another lora_alpha"):
+        merge_runs(runs)
+    with pytest.raises(ValueError, match="prior is -1; expected a finite precision"):
+        merge_runs(runs[:1] * 2, prior=-1)

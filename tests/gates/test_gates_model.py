@@ -1,5 +1,6 @@
 """Gates on a tiny language model: equal to applying the decisions, costs by hand, adapters for plain PEFT, finetune."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ from ivon_lora_lite.gates import (
     gate_parameters,
     remove_gates,
 )
-from ivon_lora_lite.posterior import applied_weights, lora_layers, read_weights
+from ivon_lora_lite.posterior import applied_weights, lora_layers, put_weights, read_weights
 
 
 def decide(gates, choices):
@@ -475,3 +476,32 @@ def test_a_gated_run_is_saved_and_loaded_with_its_posterior(tiny_model, question
     draws = run.posterior.sample(3), again.posterior.sample(3)
     assert all(torch.equal(w, draws[1][name]) for name, w in draws[0].items())
     assert all(torch.equal(w, again.weights[name]) for name, w in run.weights.items())
+
+
+def test_two_forward_passes_may_share_a_backward_pass(tiny_model, batch):
+    model = tiny_model(trained=True).train()
+    add_gates(model, prior=0.01, seed=0)
+    loss = sum(answer_loss(answer_logits(model, batch), batch["answers"]) for _ in range(2)) + gate_loss(model)
+    loss.backward()
+    assert all(layer.a.log_scale.grad is not None for layer in attached(model).layers)
+
+
+def test_a_copy_of_a_gated_model_draws_its_own_gates(tiny_model, batch):
+    model = tiny_model(trained=True)
+    add_gates(model, seed=0)
+    noise = [gate.noise.clone() for gate in attached(model).gates()]
+    twin = copy.deepcopy(model).train()
+    answer_logits(twin, batch)
+    assert all(torch.equal(gate.noise, before) for gate, before in zip(attached(model).gates(), noise))
+    assert not any(torch.equal(gate.noise, before) for gate, before in zip(attached(twin).gates(), noise))
+
+
+def test_the_names_of_weights_are_the_same_with_gates(tiny_model):
+    model = tiny_model(trained=True)
+    before = weights_of(model)
+    add_gates(model)
+    assert before.keys() <= trainable(model).keys() and not [n for n in trainable(model) if ".default" in n]
+    own = {name: w for name, w in read_weights(model).items() if name in before}
+    assert all(torch.equal(own[name], w) for name, w in before.items())
+    remove_gates(model)
+    put_weights(model, own)

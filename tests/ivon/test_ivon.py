@@ -1,5 +1,6 @@
 """IVON against the oracle `ivon-opt`, against closed forms, and under everything that a training loop does to it."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -802,3 +803,81 @@ def test_a_nan_gradient_is_skipped_and_counted_however_many_draws_a_step_has(mc_
 def test_offloaded_parameters_are_refused():
     with pytest.raises(ValueError, match="offloaded"):
         IVON([nn.Parameter(torch.ones(3, device="meta"))], lr=0.1, ess=10.0)
+
+
+def one_linear():
+    torch.manual_seed(0)
+    return torch.nn.Linear(3, 1)
+
+
+def test_a_step_that_grad_scaler_skips_or_a_batch_left_out_is_no_end_of_the_loop():
+    """In ivon-opt's order, zero_grad() within the context: the draw stays, and the gradients of the next pass count."""
+    model, x = one_linear(), 10 * torch.ones(4, 3)
+    optimizer = IVON(model.parameters(), lr=0.1, ess=100.0, seed=0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    for _ in range(40):
+        with optimizer.sampled_params(train=True):
+            optimizer.zero_grad()
+            scaler.scale(model(x).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    taken = {optimizer.state[p]["step"] for p in model.parameters()}
+    assert taken.pop() > 5 and not taken
+    before = [p.detach().clone() for p in model.parameters()]
+    for left_out in (True, False):
+        with optimizer.sampled_params(train=True):
+            optimizer.zero_grad()
+            if left_out:
+                continue
+            model(x).square().mean().backward()
+    optimizer.step()
+    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before))
+    with pytest.raises(RuntimeError, match="would lose the first gradients"):
+        for _ in range(2):
+            with optimizer.sampled_params(train=True):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+
+
+def test_after_an_exception_the_next_context_has_a_draw_of_its_own():
+    model = one_linear()
+    optimizer, draws = IVON(model.parameters(), lr=0.1, ess=1.0, seed=0), []
+    for fails in (True, False):
+        with contextlib.suppress(MemoryError), optimizer.sampled_params(train=True):
+            draws.append(model.weight.detach().clone())
+            if fails:
+                raise MemoryError
+            optimizer.zero_grad()
+            model(torch.ones(1, 3)).sum().backward()
+    assert not torch.equal(*draws)
+    optimizer.step()
+
+
+def test_a_step_of_several_draws_can_be_left_out():
+    model = one_linear()
+    optimizer, before = IVON(model.parameters(), lr=0.1, ess=10.0, mc_samples=2, seed=0), model_copy(model)
+    for left_out in (True, False):
+        for _ in range(2):
+            with optimizer.sampled_params(train=True):
+                model(torch.ones(1, 3)).square().sum().backward()
+        if left_out:
+            optimizer.zero_grad()
+            assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
+    optimizer.step()
+    assert {optimizer.state[p]["step"] for p in model.parameters()} == {1}
+
+
+def model_copy(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["lr", "ess", "hess_init", "weight_decay"])
+@pytest.mark.parametrize("value", [math.inf, "0.1", None, math.nan])
+def test_what_is_no_finite_number_is_no_setting(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*; expected a number"):
+        IVON(one_linear().parameters(), **{"lr": 0.1, "ess": 10.0, name: value})
+
+
+def test_at_least_one_step_may_be_skipped():
+    with pytest.raises(ValueError, match="max_skipped is 0; expected a whole number of at least 1"):
+        IVON(one_linear().parameters(), lr=0.1, ess=10.0, max_skipped=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -533,3 +534,29 @@ def test_it_begins_with_a_fresh_adapter_and_a_share_of_the_columns(model, task):
     gift_sw(model, task, **SHORT)  # nothing is left on the model
     with pytest.raises(ValueError, match="at most 1"):
         GiftSettings(share=1.5)
+
+
+@pytest.mark.parametrize("settings", [BlobSettings, ScalablSettings, PacSettings, GiftSettings])
+def test_noise_of_ones_own_is_not_added_to_that_of_ivon(model, task, settings):
+    with pytest.raises(ValueError, match=f"{settings.__name__} needs optimizer='adamw'"):
+        finetune(model, task, attachments=[settings()], **SHORT)
+
+
+def test_a_rank_above_a_layers_width(tiny_model, task):
+    model = tiny_model(lora=False)
+    wide = peft.get_peft_model(model, peft_config(model, LoraSettings(r=24)))  # of 16 outputs of the values
+    wide.tokenizer = model.tokenizer
+    run = finetune(wide, task, optimizer="adamw", **SHORT, lr=1e-2)
+    weights, inverse = balanced(wide, run.weights)
+    for name in inverse:
+        b = name.replace("lora_A", "lora_B")
+        torch.testing.assert_close(weights[b] @ weights[name], run.weights[b] @ run.weights[name], atol=1e-6, rtol=1e-5)
+        assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in run.weights.items()}
+    noisy = tfb(run, task.validation[:8], samples=2, halvings=2)
+    torch.testing.assert_close(
+        predict(noisy, task.test[:4], samples=0).logits, predict(run, task.test[:4]).logits, atol=1e-4, rtol=1e-4
+    )
+    wide = peft.get_peft_model(tiny_model(lora=False), peft_config(model, LoraSettings(r=40)))
+    wide.tokenizer = model.tokenizer
+    with pytest.raises(ValueError, match="has rank 40 and 32 inputs"):
+        scalabl(wide, task, **SHORT)
