@@ -58,7 +58,7 @@ def methods_figure(
     figure.update_yaxes(categoryorder="array", categoryarray=list(rows)[::-1], range=[-0.6, len(rows) - 0.4])
     figure.update_annotations(selector={"xanchor": "center"}, font_size=13)
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "yref": "container", "y": 0.01, "yanchor": "bottom"}
-    size = {"height": 150 + 25 * len(rows), "width": 260 + 140 * len(titles), "margin_b": 85}
+    size = {"height": 150 + 21 * len(rows), "width": 260 + 140 * len(titles), "margin_b": 85}
     return figure.update_layout(**LAYOUT, **size, legend=legend)
 
 

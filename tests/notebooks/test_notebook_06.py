@@ -77,6 +77,9 @@ def test_what_it_says_of_more_passes_is_recorded():
         assert mean["AdamW", 20][metric] == pytest.approx(mean["AdamW, early-stopped", 20][metric], abs=0.003)
     assert mean["IVON@mean", 20]["ece"] > 3 * mean["IVON", 20]["ece"]
     assert mean["AdamW + temperature", 20]["nll"] > mean["AdamW + temperature", 5]["nll"]
+    for n in (10, 20, 40):
+        for metric in ("nll", "brier"):
+            assert mean["AdamW", n][metric] == pytest.approx(mean["AdamW, early-stopped", n][metric], abs=0.003)
     later = {title: [[r.predictions for r in records[title][n]] for n in (20, 40)] for title in records}
     assert len(later["IVON"][1]) == 3 and paired_differences(*later["IVON"])["nll"]["interval"][0] > 0
     low, high = paired_differences(*later["IVON@mean + temperature"])["nll"]["interval"]
@@ -90,7 +93,35 @@ def test_what_it_says_of_more_passes_is_recorded():
     assert mean["IVON@mean", 10]["nll"] > mean["IVON@mean", 5]["nll"] > mean["IVON@mean", 20]["nll"]
     assert mean["IVON", 10]["ece"] > 1.5 * mean["IVON", 20]["ece"]
     best = max(("AdamW", "AdamW + temperature", "IVON@mean", "IVON"), key=lambda t: mean[t, 20]["acc"])
-    assert best.startswith("IVON") and min(mean, key=lambda key: mean[key]["nll"]) == ("IVON@mean + temperature", 20)
+    title, passes = min(mean, key=lambda key: mean[key]["nll"])
+    assert best.startswith("IVON") and title == "IVON@mean + temperature" and passes >= 20
     pooled = {title: [r.predictions for r in records[title][20]] for title in ("IVON", "IVON@mean + temperature")}
     low, high = paired_differences(pooled["IVON@mean + temperature"], pooled["IVON"])["nll"]["interval"]
     assert low < 0 < high
+
+
+def test_what_it_says_of_two_and_of_sixty_passes_is_recorded():
+    records = by_length(ROOT / "data" / "runs" / "passes")
+    gap = {
+        (n, a, b): paired_differences(*([r.predictions for r in records[t][n]] for t in (a, b)))
+        for n in (2, 60)
+        for a, b in (
+            ("AdamW", "IVON"), ("AdamW", "IVON@mean"), ("AdamW + temperature", "IVON"),
+            ("AdamW + temperature", "IVON@mean + temperature"), ("AdamW", "AdamW, early-stopped"),
+        )
+    }  # fmt: skip
+    for a, b in (("AdamW", "IVON"), ("AdamW", "IVON@mean"), ("AdamW + temperature", "IVON@mean + temperature")):
+        two = gap[2, a, b]
+        assert two["acc"]["interval"][1] < 0 < min(two["nll"]["interval"][0], two["brier"]["interval"][0])
+    assert [len(records[t][60]) for t in records] == [1] * len(records)
+    ahead = gap[60, "AdamW + temperature", "IVON@mean + temperature"]
+    assert ahead["nll"]["interval"][1] < 0 < ahead["acc"]["interval"][0]
+    assert gap[60, "AdamW", "IVON"]["nll"]["interval"][1] < 0
+    low, high = gap[60, "AdamW + temperature", "IVON"]["nll"]["interval"]
+    assert low < 0 < high and gap[60, "AdamW", "AdamW, early-stopped"]["nll"]["interval"][1] < 0
+    last, stopped = (records[t][60][0].scores["nll"] for t in ("AdamW", "AdamW, early-stopped"))
+    assert (f"{last:.3f}", f"{stopped:.3f}") == ("0.702", "0.685")
+    for title in ("IVON", "IVON@mean + temperature"):
+        forty = [r.predictions for r in records[title][40] if r.cell.seeds == (21,)]
+        low, high = paired_differences(forty, [r.predictions for r in records[title][60]])["nll"]["interval"]
+        assert low < 0 < high

@@ -357,6 +357,11 @@ def test_what_is_said_of_every_method_after_20_passes_is_recorded():
         low, high = worse[name]["interval"]
         said.append(f"{worse[name]['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−"))
     assert f"accuracy {said[0]} and NLL {said[1]} against AdamW" in README
+    assert by_method["gift_sw"].keys() == {21, 42, 87}
+    gift = {name: (d["difference"], *d["interval"]) for name, d in gaps["gift_sw"].items()}
+    assert gift["acc"][2] < 0 < gift["brier"][1] and all(gift[n][1] < 0 < gift[n][2] for n in ("nll", "ece"))
+    said = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*gift[name]).replace("-", "−") for name in ("acc", "brier")]
+    assert f"accuracy {said[0]} and Brier score {said[1]} against AdamW; the NLL cannot be told apart" in README
 
 
 def test_what_is_said_of_adalora_is_recorded():
