@@ -20,18 +20,8 @@ from .records import fill, load_record
 
 ENGINES = ("local", "ray")
 LOOK = 1.0  # seconds between two looks at what other processes have finished
-COUNTS = (
-    "accumulation",
-    "batch_size",
-    "every",
-    "halvings",
-    "max_skipped",
-    "mc_samples",
-    "rank",
-    "samples",
-    "seed",
-    "steps",
-)
+COUNTS = ("accumulation", "batch_size", "every", "halvings", "max_skipped", "mc_samples", "rank", "samples", "seed",
+          "steps")  # fmt: skip
 SWITCHES = ("debias", "rescale_lr", "sync")
 WORDS = ("centre", "criterion", "ess", "hess_approx", "labels", "prior", "schedule")  # settings that may be words
 
