@@ -46,10 +46,10 @@ class IVONMixin:
         self._given: Posterior | None = posterior  # from outside, or that of the best checkpoint
         self._posterior: Posterior | None = None  # while evaluating
         self._warned: set[str] = set()
-        if ivon is not None or self.ivon_optimizer is not None:
-            # transformers takes every forward(**kwargs) to divide its loss by the number of items; only these do
-            if not head_of(self.accelerator.unwrap_model(self.model)).endswith(LANGUAGE):
-                self.model_accepts_loss_kwargs = False
+        # transformers takes every forward(**kwargs) to divide its loss by the number of items; only these do
+        language = head_of(self.accelerator.unwrap_model(self.model)).endswith(LANGUAGE)
+        if not language and (ivon is not None or self.ivon_optimizer is not None):
+            self.model_accepts_loss_kwargs = False
         if ivon is not None:
             self._check_loop(ivon.get("mc_samples", 1))
             if ivon.get("prior", "fixed") not in PRIORS:

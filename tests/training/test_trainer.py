@@ -119,6 +119,7 @@ def test_an_ivon_optimizer_can_be_handed_over(tmp_path):
     model = classifier()
     optimizer = IVON(model.parameters(), lr=0.1, **IVON_OPTIONS)
     trainer = IVONTrainer(model, arguments(tmp_path), train_dataset=rows(), optimizers=(optimizer, None))
+    assert not trainer.model_accepts_loss_kwargs  # so accumulation divides the loss, as with ivon=
     trainer.train()
     assert trainer.ivon_optimizer is optimizer
     assert optimizer.state[next(model.parameters())]["step"] == 20
