@@ -457,7 +457,8 @@ def test_lengths_are_means_with_standard_errors_over_seeds():
     assert len(figure.data) == 8
     for k, trace in enumerate(figure.data[:4]):
         assert list(trace.x) == [5, 20] and list(trace.y) == pytest.approx([0.5 + k, 2.0 + k])
-        assert list(trace.error_y.array) == [None, 1.0]  # one seed has none; of 1 and 3 it is √2/√2
+        assert list(trace.error_y.array) == pytest.approx([0.0, 1.0])  # of 1 and 3 it is √2/√2
+        assert trace.error_y.width == 0  # so that one seed has no bar, instead of one that claims no error
         assert trace.line.color == COLORS["adamw"] and trace.name == "AdamW"
     assert figure.data[4].line.color == COLORS["ivon"]
     assert list(figure.layout.xaxis.tickvals) == [5, 20]
