@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..evaluation import Predictions
+from ..evaluation import Predictions, predict
 from ..language import Question, Task, full_name, is_own
 from ..posterior import Posterior
 from ..training import Run
@@ -177,6 +177,16 @@ class Method:
     make: Callable[[Bench], Result]
     stands_on: str | None = None
     settings: Collection[str] = ()
+
+
+def at_the_mean_of(train: Callable[..., Run]) -> Callable[[Bench], Result]:
+    """Fills a cell with what a training of the method's own predicts at its mean."""
+
+    def make(bench: Bench) -> Result:
+        run = train(bench.model, bench.task, **bench.training())
+        return Result(predict(run, bench.questions, progress=bench.progress), run, {"train": run.seconds})
+
+    return make
 
 
 def options_of(function: Callable, *fixed: str) -> set[str]:

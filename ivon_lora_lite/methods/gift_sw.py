@@ -20,12 +20,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..evaluation import Batches, predict
+from ..evaluation import Batches
 from ..language import Question, Task, answer_logits, evaluating
 from ..posterior import GaussianPosterior
 from ..posterior.base import positive
 from ..training import Run
-from .base import Bench, Method, Result, options_of, training_options
+from .base import Method, at_the_mean_of, options_of, training_options
 from .variational import NoiseSettings, NoiseTraining
 
 
@@ -124,15 +124,10 @@ def gift_sw(model: nn.Module, task: Task | Sequence[Question], **options) -> Run
     return GiftSettings.finetune(model, task, options)
 
 
-def _make(bench: Bench) -> Result:
-    run = gift_sw(bench.model, bench.task, **bench.training())
-    return Result(predict(run, bench.questions, progress=bench.progress), run, {"train": run.seconds})
-
-
 GIFT_SW = Method(
     "gift_sw",
     "GIFT-SW",
     "GIFT-SW, reconstructed: the mean after training of salient columns under noise in the others",
-    _make,
+    at_the_mean_of(gift_sw),
     settings=training_options("adamw") | options_of(GiftSettings),
 )

@@ -18,11 +18,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..evaluation import predict
 from ..language import Question, Task
 from ..posterior import GaussianPosterior, LoraPair
 from ..training import Run
-from .base import Bench, Method, Result, options_of, training_options
+from .base import Method, at_the_mean_of, options_of, training_options
 from .variational import LearnedNoise, LearnedNoiseSettings
 
 
@@ -110,15 +109,10 @@ def pac_tuning(model: nn.Module, task: Task | Sequence[Question], **options) -> 
     return PacSettings.finetune(model, task, options)
 
 
-def _make(bench: Bench) -> Result:
-    run = pac_tuning(bench.model, bench.task, **bench.training())
-    return Result(predict(run, bench.questions, progress=bench.progress), run, {"train": run.seconds})
-
-
 PAC_TUNING = Method(
     "pac_tuning",
     "PAC-tuning",
     "PAC-tuning, reconstructed: the mean after training under noise of a learned size",
-    _make,
+    at_the_mean_of(pac_tuning),
     settings=training_options("adamw") | options_of(PacSettings),
 )
