@@ -27,10 +27,10 @@ def _task(name: str, config: dict, hub: str | None):
     from ..language import columns_like, is_own, load_task, name_in_record
     from ..training import fingerprint
 
-    data = config.get("data")
-    if data is None or (name != name_in_record(config["task"]) and not is_own(name)):
+    own, data = name_in_record(config["task"]), config.get("data")
+    if data is None or (name != own and not is_own(name)):
         return load_task(name, hub=hub)
-    if name != name_in_record(config["task"]):
+    if name != own:
         return load_task(name, hub=hub, **columns_like(name, data))
     path, columns = data["path"], {key: value for key, value in data.items() if key != "path"}
     task = load_task(path, hub=hub, **columns)

@@ -111,7 +111,8 @@ def finetune(
         schedule: of the learning rate: ``"linear"`` decays to 0, ``"constant"`` does not.
         gates: learn ranks and bit widths (B-LoRA): ``ivon_lora_lite.gates.GateSettings()``. Gates are trained by an
             Adam of their own. With IVON the Gaussian is over the weights before the gates, and draws go through them.
-        attachments: more that is on the model while it is trained, such as ``ivon_lora_lite.gates.GateSettings()``.
+        attachments: more that is on the model while it is trained, such as
+            ``ivon_lora_lite.methods.BlobSettings()`` (with ``optimizer="adamw"``).
         callbacks: more callbacks for the Trainer.
         progress: show progress bars.
         settings: hyperparameters that replace the preset's: ``lr``, and for IVON ``ess, hess_init, beta1, beta2,

@@ -119,6 +119,9 @@ def test_what_is_no_question_is_refused(run):
         run.ask("Which?", list("abcdefghi"))
     with pytest.raises(ValueError, match="The question is empty"):
         run.ask(" ", ["a", "b"])
+    for stem, choices in (("cut \ud83d", ["a", "b"]), ("Which?", ["a", "cut \ud83d"])):
+        with pytest.raises(ValueError, match="is no text in UTF-8"):
+            run.ask(stem, choices)
 
 
 def test_the_command_asks_one_or_a_file(tiny_folder, tmp_path, capsys):
