@@ -3,8 +3,9 @@
     python benchmarks/choose.py --tasks everyday openbookqa --methods adamw ivon swag --out data/runs/choice
 
 Every method gets four trials. The first has the small preset's settings for this number of steps; the others move what
-matters most in that method, and each starts from the best so far. Trials are judged by the NLL of what the method
-predicts (draws, where it draws). `chosen.json` is for `ivon_lora_lite table1 --chosen`; `trials.json` has all trials.
+matters most in that method, and each starts from the best so far; where the size of noise or the weight of a KL is
+searched, the trials go on to the better side. Trials are judged by the NLL of what the method predicts (draws, where it
+draws). `chosen.json` is for `ivon_lora_lite table1 --chosen`; `trials.json` has all trials.
 
 A trial is a table of its own with one cell, in `--work`; finished ones are not repeated.
 """
@@ -38,6 +39,13 @@ def around(name: str, value: float, best) -> Iterator[Trial]:
     yield {name: short(beyond.get(found, value * 2**0.5))}
 
 
+def downhill(name: str, value: float, factor: float, best, **fixed: float) -> Iterator[Trial]:
+    """The value, one step below it, then one more step to the better side."""
+    yield {**fixed, name: value}
+    yield {**fixed, name: short(value / factor)}
+    yield {**fixed, name: short(value * factor if best()[name] == value else value / factor**2)}
+
+
 def trials(method: str, task: str, steps: int, best) -> Iterator[Trial]:
     """Four trials; ``best()`` is the best so far."""
     adamw = hyperparameters("adamw", "small", task, steps)
@@ -47,26 +55,18 @@ def trials(method: str, task: str, steps: int, best) -> Iterator[Trial]:
         yield {"ess": short(preset["ess"] / 2)}  # σ larger by √2
         yield {"ess": short(preset["ess"] * 2)}
         yield {**best(), "lr": preset["lr"] / 2}
-    elif method == "blob":  # lr as AdamW's was chosen
-        yield {"start": 0.2}
-        yield {"start": 0.14}  # σ smaller by 2
-        yield {"start": 0.28}
-        yield {**best(), "kl_weight": 1e-2}
-    elif method == "scalabl":
-        yield {"start": 0.05}
-        yield {"start": 0.2}
-        yield {**best(), "kl_weight": 0.1}
-        yield {**best(), "lr": 2 * adamw["lr"]}
-    elif method == "pac_tuning":  # lr as AdamW's was chosen
-        yield {"start": 0.03}
-        yield {"start": 0.06}
-        yield {**best(), "kl_weight": 1e-2}
+    elif method == "blob":  # its lr, as that of the three methods below, is AdamW's, which was chosen
+        yield from downhill("start", 0.14, 2**0.5, best)  # σ is its square
         yield {**best(), "kl_weight": 1e-4}
-    elif method == "gift_sw":  # lr as AdamW's was chosen
-        yield {"sigma": 0.03}
-        yield {"sigma": 0.1}
+    elif method == "scalabl":
+        yield from downhill("kl_weight", 0.1, 10, best, start=0.05)
+        yield {**best(), "start": 0.025}
+    elif method == "pac_tuning":
+        yield from downhill("start", 0.03, 2, best, kl_weight=1e-4)
+        yield {**best(), "kl_weight": 1e-5}
+    elif method == "gift_sw":
+        yield from downhill("sigma", 0.03, 3, best)
         yield {**best(), "share": 0.5}
-        yield {**best(), "lr": 2 * adamw["lr"]}
     elif method.partition("@")[0] == "tfb":
         yield from ({"tolerance": tolerance} for tolerance in (0.003, 0.03, 0.1, 0.3))
     elif method in ("adamw", "swag"):

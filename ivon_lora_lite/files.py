@@ -126,7 +126,18 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, content: object) -> None:
     """Write a JSON file, all or nothing."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, to_json(content, indent=1) + "\n")
+
+
+def to_json(content: object, **options) -> str:
+    """JSON text; numbers may be NumPy's or torch's."""
+    return json.dumps(content, default=_plain, ensure_ascii=False, **options)
+
+
+def _plain(value: object) -> object:
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
+    raise TypeError(f"{value!r} is of the type {type(value).__name__}, which JSON does not know.")
 
 
 def read_json(path: str | os.PathLike) -> dict:
@@ -146,7 +157,7 @@ def finished(path: str | os.PathLike, options: Mapping[str, object], key: str = 
     if not Path(path).exists():
         return False
     known = read_json(path).get(key, {})
-    for name, value in json.loads(json.dumps(options)).items():
+    for name, value in json.loads(to_json(options)).items():
         if known.get(name, value) != value:
             raise ValueError(
                 f"{path} was made with {name}={known[name]}, and now {name}={value} is asked for: choose another --out."
@@ -171,7 +182,7 @@ def write_tensors(path: str | os.PathLike, format: str, tensors: Mapping[str, Te
 
     # contiguous copies: safetensors refuses tensors that share memory
     copies = {name: t.contiguous().clone() for name, t in tensors.items()}
-    header = {"format": format, "facts": json.dumps(facts), "provenance": json.dumps(provenance())}
+    header = {"format": format, "facts": to_json(facts), "provenance": json.dumps(provenance())}
     with atomic_path(path) as temporary:
         save_file(copies, temporary, header)
     return Path(path)

@@ -33,10 +33,12 @@ def paired_differences(
         ``{"acc": {"difference": …, "interval": [low, high]}, "ece": …, "nll": …, "brier": …}``.
 
     Raises:
-        ValueError: the predictions are on different questions, or there are not equally many.
+        ValueError: the predictions are on different questions, or there are none, or not equally many.
     """
-    pairs = list(zip(*(([x] if isinstance(x, Predictions) else list(x)) for x in (a, b)), strict=True))
-    labels = pairs[0][0].labels
+    a, b = ([x] if isinstance(x, Predictions) else list(x) for x in (a, b))
+    if len(a) != len(b) or not a:
+        raise ValueError(f"Expected predictions of equally many seeds, one at least; got {len(a)} and {len(b)}.")
+    pairs, labels = list(zip(a, b)), a[0].labels
     if any(not torch.equal(p.labels, labels) for pair in pairs for p in pair):
         raise ValueError("Predictions can be paired only if they are on the same questions.")
     weight = resampling_weights(len(labels), resamples, seed)  # [R, N]

@@ -54,8 +54,6 @@ def visit_gradients(
         ValueError: there are no questions, something else than LoRA's A and B is trainable, or one of them is applied
             twice, not at all, or not to every token.
     """
-    if not questions:
-        raise ValueError("There are no questions to differentiate at.")
     modules, batches = lora_linears(model), Batches(model, questions, format, batch_size)
     with evaluating(model), applied_weights(model, weights), torch.inference_mode(False), torch.enable_grad():
         for index, batch in batches.each("gradients", progress):
@@ -87,9 +85,7 @@ def _visit_batch(
             raise ValueError(f"{name} is not applied to every token of a batch: its Jacobian is not known, use draws.")
     outputs = [seen[module][1] for module in modules.values()]
     # a question's tokens do not attend to another question: one backward pass gives the gradients of the whole batch
-    grads = [
-        torch.autograd.grad(f[:, c][f[:, c].isfinite()].sum(), outputs, retain_graph=True) for c in range(len(f[0]))
-    ]
+    grads = [torch.autograd.grad(c[c.isfinite()].sum(), outputs, retain_graph=True) for c in f.unbind(1)]
     kind = format_named(format)
     length, kept = kind.shape(model, batch)[1], kind.kept(model, batch)
     for b, (rows, tokens) in enumerate(kind.tokens(model, batch)):

@@ -77,10 +77,9 @@ class Linearized:
     def predictions(self, tau: float = 1.0) -> Predictions:
         """The same as :class:`Predictions` with logits ``[1, N, C]``, log p, for :func:`score` and the metrics."""
         smallest = torch.finfo(torch.float32).tiny
-        log_p = (
-            self._halves(tau).mean(0).clamp(min=smallest).log().float().masked_fill(self.mean == -torch.inf, -torch.inf)
-        )
-        return Predictions(log_p[None], self.labels, {**self.metadata, "tau": tau, "linearized": True})
+        log_p = self.probabilities(tau).clamp(min=smallest).log().float()
+        logits = log_p.masked_fill(self.mean == -torch.inf, -torch.inf)[None]
+        return Predictions(logits, self.labels, {**self.metadata, "tau": tau, "linearized": True})
 
 
 def linearized(
@@ -118,9 +117,7 @@ def linearized_together(
     model: nn.Module, posteriors: Sequence[Posterior], questions: Sequence[Question], *, format: str, **options
 ) -> list[Linearized]:
     """The same for several posteriors that have one mean, in one pass; arguments as of :func:`linearized`."""
-    if not questions:
-        raise ValueError("There are no questions to linearise at.")
-    width = max(len(q.choices) for q in questions)
+    width = max((len(q.choices) for q in questions), default=0)
     mean = torch.full((len(questions), width), -torch.inf)
     covariances = torch.zeros(len(posteriors), len(questions), width, width)
 

@@ -273,9 +273,7 @@ def check_probabilities(probs: Tensor) -> None:
     if not torch.isfinite(probs).all():
         raise ValueError("The probabilities are not all finite: did training diverge?")
     if (probs < 0).any() or ((probs.sum(-1) - 1).abs() > 1e-3).any():
-        raise ValueError(
-            "These are no probabilities: they must be at least 0 and sum to 1 (of logits take softmax(-1))."
-        )
+        raise ValueError("These are no probabilities, at least 0 and with sums of 1: of logits take softmax(-1).")
 
 
 def _check(probs: Tensor, labels: Tensor) -> None:

@@ -95,8 +95,6 @@ def predict(
     Raises:
         ValueError: there are no questions; draws are asked of something that has no posterior.
     """
-    if not questions:
-        raise ValueError("There are no questions to predict.")
     if samples < 0:
         raise ValueError(f"samples is {samples}; expected 0 (the mean) or a number of draws.")
     asked = asked_of(source, questions, posterior, format)
@@ -116,6 +114,8 @@ class Batches:
     """Questions, tokenised once in order of length, to be run through a model with any weights."""
 
     def __init__(self, model: nn.Module, questions: Sequence[Question], format: str, batch_size: int):
+        if not questions:
+            raise ValueError("There are no questions to ask the model.")
         self.model, self.format = model, format
         self.choices = max(len(q.choices) for q in questions)
         self.labels = torch.tensor([q.answer for q in questions])  # [N]
@@ -137,9 +137,8 @@ class Batches:
         if together < 1:
             raise ValueError(f"draws_per_pass is {together}; expected at least 1.")
         if together == 1 or len(seeds) == 1 or not self._stacks(posterior.mean):
-            return torch.stack(
-                [self.logits(lambda s=s: posterior.applied(self.model, s, tau), progress) for s in seeds]
-            )
+            contexts = [lambda s=s: posterior.applied(self.model, s, tau) for s in seeds]
+            return torch.stack([self.logits(context, progress) for context in contexts])
         with applied_weights(self.model, posterior.mean):  # refuses a posterior of another shape
             parts = []
             for first in range(0, len(seeds), together):

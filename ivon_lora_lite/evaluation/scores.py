@@ -141,6 +141,8 @@ def score(
     else:
         probs = predictions
     check_probabilities(probs)
+    if probs.dim() != 2:
+        raise ValueError(f"The probabilities have shape {tuple(probs.shape)}; expected [N, C], one row a question.")
     values = {name: float(value) for name, value in all_metrics(probs, labels, bins).items()}
     if not intervals:
         return Scores(values, {}, len(labels), bins)

@@ -190,12 +190,12 @@ def tau_sweep(
     if asked.posterior is None:
         raise ValueError("There is no posterior to draw from: finetune with optimizer='ivon'.")
     elsewhere = samples if elsewhere is None else elsewhere
+    taus = tuple(sorted({float(tau) for tau in taus}))
     if samples < 1 or not questions or not taus:
         raise ValueError("A sweep needs at least one draw, one question and one τ.")
     if not 1 <= elsewhere <= samples:
         raise ValueError(f"elsewhere is {elsewhere}; expected 1 to {samples} draws.")
     batches = Batches(asked.model, questions, asked.format, batch_size)
-    taus = tuple(sorted({float(tau) for tau in taus}))
     rows, counts = [], tuple(1 if tau == 0 else samples if tau == 1 else elsewhere for tau in taus)
     for tau, count in zip(taus, counts):
         made = batches.draws(asked.posterior, range(seed, seed + count), tau, draws_per_pass, progress)
@@ -218,7 +218,7 @@ def choose_tau(
         objective: ``"nll"``, ``"ece"``, ``"brier"`` (smallest wins) or ``"acc"`` (largest wins); at a tie the smaller
             τ.
         max_accuracy_loss: how much accuracy may be given up against τ = 0, as a share: 0.01 is one point, 1.0 no limit.
-        taus: candidates for a linearised Gaussian; default: 0, 0.05 … 1.5.
+        taus: candidates for a linearised Gaussian; default: 0, 0.05 … 1.5, 2, 3, 4, 6, 8.
         samples: draws of a sampled sweep to judge by, as many as you will predict with; default: what every τ has.
 
     Returns:
@@ -227,7 +227,7 @@ def choose_tau(
     if objective not in ("acc", "ece", "nll", "brier"):
         raise ValueError(f"There is no objective {objective!r}; choose acc, ece, nll or brier.")
     if isinstance(sweep, Linearized):
-        taus = tuple(sorted(taus)) or tuple(i / 20 for i in range(31))
+        taus = tuple(sorted(taus)) or (*(i / 20 for i in range(31)), 2.0, 3.0, 4.0, 6.0, 8.0)
         table = all_metrics(torch.stack([sweep.probabilities(tau) for tau in taus]), sweep.labels)
     else:
         taus, table = sweep.taus, sweep.curves(samples)
@@ -243,4 +243,6 @@ def choose_tau(
         f"{len(sweep.labels)} {kind} questions: {objective.upper()} {was[objective]:.3f} → {now[objective]:.3f}, "
         f"accuracy {was['acc']:.3f} → {now['acc']:.3f}, compared with the mean (τ = 0)."
     )
+    if taus[best] == taus[-1]:
+        sentence += " It is the largest that was tried."
     return float(taus[best]), sentence

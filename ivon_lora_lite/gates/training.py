@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class GateSettings:
         start: φ at the start.
         freeze: the share of the steps after which decisions replace draws; the weights get used to them in the rest.
     """
+
+    rewrites: ClassVar[bool] = True  # the model computes with gated weights
 
     prior: float = PRICE
     bits: bool = True

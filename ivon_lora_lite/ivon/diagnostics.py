@@ -60,7 +60,7 @@ def ivon_diagnostics(optimizer: GaussianOptimizer) -> dict[str, float]:
         kl += float(0.5 * ((m.square() + v) / prior - 1 - (v / prior).log()).sum())
     if not sigma:
         return {"skipped_steps": float(optimizer.skipped_steps)}
-    out = {
+    return {
         "sigma_mean": _mean(sigma),
         "variance_drift": _mean(drift),
         **_quantiles("snr", snr),
@@ -72,7 +72,6 @@ def ivon_diagnostics(optimizer: GaussianOptimizer) -> dict[str, float]:
         "noise_to_weight": float((power[0] / power[1]).sqrt()),
         "skipped_steps": float(optimizer.skipped_steps),
     }
-    return out
 
 
 def advice(diagnostics: dict[str, float]) -> list[str]:

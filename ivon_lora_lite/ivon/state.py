@@ -44,12 +44,17 @@ def follow(state: dict, params: list[Tensor]) -> None:
     """
     moved = [p for p in params if state[p]["hess"].device != p.device]
     for p in params:
-        if ("mean" in state[p]) != (p.dtype != state[p]["hess"].dtype):
+        if not same_precision(p, state[p]):
             raise RuntimeError(f"A parameter became {p.dtype} after its first draw: convert the model before training.")
     for p in moved:
         state[p].update({name: t.to(p.device) for name, t in state[p].items() if name != "step"})
     if moved:
         lay_out(state, params)
+
+
+def same_precision(p: Tensor, own: dict) -> bool:
+    """Whether a state was made for a parameter of this precision: 16-bit ones, and no others, have a ``mean``."""
+    return ("mean" in own) == (p.dtype != own["hess"].dtype)
 
 
 def lay_out(state: dict, params: list[Tensor]) -> None:
@@ -117,6 +122,8 @@ def matching_state(groups: list[dict], options: dict, state_dict: dict) -> list[
     params = [p for g in ours for p in g["params"]]
     pairs = [(p, state_dict["state"].get(index, {})) for p, index in zip(params, indices)]
     for index, (p, saved) in zip(indices, pairs):
+        if saved and not same_precision(p, saved):
+            raise ValueError(f"Parameter {index} is {p.dtype}, and the checkpoint is of another precision.")
         for name in ("hess", "momentum", "mean"):
             if name in saved and saved[name].shape != p.shape:
                 raise ValueError(

@@ -21,7 +21,9 @@ class GradientWatch:
         """Watch parameters for as long as this object lives."""
         this = weakref.ref(self)
 
-        def arrives(_: Tensor) -> None:
+        def arrives(p: Tensor) -> None:
+            if p.grad is not None and p.grad.is_sparse:
+                raise ValueError("IVON needs dense gradients: give nn.Embedding sparse=False.")
             watch = this()
             if watch is not None:
                 watch.seen.add(watch.place())

@@ -11,12 +11,12 @@ from .keep_best import BEST, KeepBest
 
 def trained(bench: Bench, optimizer: str, samples: int = 0) -> Result:
     """Finetune with an optimizer, also keep the weights with the lowest validation NLL, and predict."""
-    s = bench.settings
-    best = KeepBest(bench.validation, s.format, max(1, s.steps // s.evaluations))
+    s, own = bench.settings, bench.training()
+    best = KeepBest(bench.validation, own["format"], max(1, own["steps"] // s.evaluations))
     checkpoints = {}
     if s.checkpoint_every:
         checkpoints = {"output_dir": bench.checkpoints, "save_every": s.checkpoint_every, "resume": True}
-    run = finetune(bench.model, bench.task, optimizer=optimizer, callbacks=[best], **checkpoints, **bench.training())
+    run = finetune(bench.model, bench.task, optimizer=optimizer, callbacks=[best], **checkpoints, **own)
     history = sorted([*run.history, *best.history], key=lambda record: record["step"])
     run = replace(run, history=history, seconds=run.seconds - best.seconds)  # without the evaluations
     best.save(bench.folder)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..evaluation import Predictions, predict
 from ..language import Question, Task, full_name, is_own
-from ..posterior import Posterior
+from ..posterior import LoraPair, Posterior, lora_layers
 from ..training import Run
 from ..training.presets import known_settings
 
@@ -187,6 +187,30 @@ def at_the_mean_of(train: Callable[..., Run]) -> Callable[[Bench], Result]:
         return Result(predict(run, bench.questions, progress=bench.progress), run, {"train": run.seconds})
 
     return make
+
+
+def mean_of_run(bench: Bench) -> Result:
+    """What the run that a method stands on predicts at its mean."""
+    return Result(predict(bench.run, bench.questions, progress=bench.progress))
+
+
+def named_pairs(model: nn.Module, params: Mapping[str, nn.Parameter]) -> dict[str, tuple[str, LoraPair]]:
+    """Name of every A → name of its B, and the two as modules.
+
+    Args:
+        model: with LoRA.
+        params: name → parameter, such as :func:`trainable` gives.
+
+    Raises:
+        ValueError: an A or a B is not among them.
+    """
+    names, out = {id(p): name for name, p in params.items()}, {}
+    for layer, pair in lora_layers(model).items():
+        a, b = (names.get(id(module.weight)) for module in (pair.a, pair.b))
+        if a is None or b is None:
+            raise ValueError(f"{layer}: A and B of LoRA must both be trainable (or neither), and without gates.")
+        out[a] = b, pair
+    return out
 
 
 def options_of(function: Callable, *fixed: str) -> set[str]:

@@ -18,8 +18,9 @@ from torch.nn import functional
 from ..evaluation import predict
 from ..language import Question, Task
 from ..posterior import GaussianPosterior
+from ..posterior.base import positive
 from ..training import Run
-from .base import Bench, Method, Result, numbers_per_weight, options_of, training_options
+from .base import Bench, Method, Result, mean_of_run, numbers_per_weight, options_of, training_options
 from .variational import LearnedNoise, LearnedNoiseSettings, gaussian_kl
 
 
@@ -74,7 +75,7 @@ class BlobTraining(LearnedNoise):
         return torch.cat([g.square().flatten() for g in self.g.values()]).mean()
 
     def posterior(self, run: Run, facts: dict) -> GaussianPosterior:
-        variance = {name: g.detach().square().square().float().cpu() for name, g in self.g.items()}
+        variance = {name: positive(g.detach().float().pow(4)).cpu() for name, g in self.g.items()}
         return GaussianPosterior(dict(run.weights), variance, facts)
 
 
@@ -115,10 +116,6 @@ def _make(bench: Bench) -> Result:
     return Result(predictions, run, {"train": run.seconds}, floats, bench.settings.samples)
 
 
-def _mean(bench: Bench) -> Result:
-    return Result(predict(bench.run, bench.questions, progress=bench.progress))
-
-
 BLOB = Method(
     "blob",
     "BLoB",
@@ -126,4 +123,4 @@ BLOB = Method(
     _make,
     settings=training_options("adamw") | options_of(BlobSettings),
 )
-BLOB_MEAN = Method("blob@mean", "BLoB@mean", "BLoB at the mean of its posterior", _mean, stands_on="blob")
+BLOB_MEAN = Method("blob@mean", "BLoB@mean", "BLoB at the mean of its posterior", mean_of_run, stands_on="blob")

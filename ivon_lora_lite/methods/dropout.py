@@ -43,8 +43,6 @@ def mc_dropout(
     Raises:
         ValueError: the model has no dropout; there are no questions or no samples.
     """
-    if not questions:
-        raise ValueError("There are no questions to predict.")
     if samples < 1:
         raise ValueError(f"samples is {samples}; expected at least 1 pass with dropout.")
     asked = asked_of(source, questions, None, format)
@@ -62,12 +60,7 @@ def mc_dropout(
                 module.train()
             yield
 
-    modes = {module: module.training for module in model.modules()}
-    try:
-        logits = torch.stack([batches.logits(lambda s=s: dropping(s), progress) for s in range(samples)])  # [S, N, C]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    logits = torch.stack([batches.logits(lambda s=s: dropping(s), progress) for s in range(samples)])  # [S, N, C]
     facts = {"method": "mc_dropout", "samples": samples, "seed": seed, "format": asked.format}
     return Predictions(logits, batches.labels, facts)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..language import evaluating
-from ..posterior import GaussianPosterior, applied_weights, lora_parameters, read_weights, restored, trainable
+from ..posterior import GaussianPosterior, applied_weights, read_weights, settable
 from ..training import choose_sigma
 from .laplace_approximation import prior_precision
 from .tfb import RANGE, balanced, largest_within, noisy
@@ -28,6 +28,7 @@ def fit_posterior(
     precision: float | None = None,
     samples: int = 4,
     seed: int = 0,
+    size: Callable[[object], float] | None = None,
 ) -> GaussianPosterior:
     """Put a Gaussian around a model's trainable weights, as they are, without training.
 
@@ -35,7 +36,7 @@ def fit_posterior(
       ``tolerance``, relative (:mod:`ivon_lora_lite.methods.tfb`). It judges the mean of the draws' losses, because of a
       loss alone no average prediction can be made. The posterior's mean is {B', A'}, a pair with the same product.
     * ``"laplace_diag"``: variance 1/(H + p) with H = Σ_b n_b² ḡ_b², the empirical Fisher diagonal (ḡ_b is the gradient
-      of batch b's mean loss and n_b its length; batches of one example are the most exact), and the prior's p.
+      of batch b's mean loss and n_b its size; batches of one example are the most exact), and the prior's p.
     * ``"isotropic"``: one σ everywhere, with which noise costs ``target`` in the loss's own unit.
 
     Args:
@@ -49,25 +50,32 @@ def fit_posterior(
         precision: p of ``"laplace_diag"``; default: the one that maximises the evidence.
         samples: draws by which a size of noise is judged.
         seed: of these draws.
+        size: batch → of how many terms its loss is the mean. Default: its rows, the examples. A language model's loss
+            is a mean over tokens, so there it is ``lambda batch: int((batch["labels"][:, 1:] != -100).sum())``.
 
     Returns:
         A :class:`GaussianPosterior` with the names of :func:`trainable`; save it beside the adapter.
 
     Raises:
-        ValueError: an unknown method, no batches, or a loss that is not finite.
+        ValueError: an unknown method, no batches, a loss that is not finite, or a batch without terms.
     """
     if method not in METHODS_OF_FIT:
         raise ValueError(f"There is no method {method!r}. Known methods: {', '.join(METHODS_OF_FIT)}.")
-    parts = list(batches)
+    parts = [(float((size or _length)(batch)), batch) for batch in batches]  # size and batch
     if not parts:
         raise ValueError("There are no batches to fit the posterior to.")
+    if any(n <= 0 for n, _ in parts):
+        raise ValueError("A batch has a size of 0: leave it out.")
+    params = settable(model)
+    if not params:
+        raise ValueError("The model has no trainable weights and no adapter: put LoRA on it with load_model or peft.")
     with evaluating(model):
         if method == "tfb":
             return _tfb(model, loss, parts, tolerance, samples, seed)
         if method == "laplace_diag":
             return _laplace(model, loss, parts, precision)
         sigma, cost, _, _ = choose_sigma(
-            lambda: _finite(_mean_loss(model, loss, parts)), lora_parameters(model), target, draws=samples, seed=seed
+            lambda: _finite(_mean_loss(model, loss, parts)), list(params.values()), target, draws=samples, seed=seed
         )
         return GaussianPosterior.isotropic(model, sigma**2, method=method, cost=cost)
 
@@ -88,14 +96,21 @@ def _tfb(model: nn.Module, loss: Loss, parts: list, tolerance: float, samples: i
 
 
 def _laplace(model: nn.Module, loss: Loss, parts: list, precision: float | None) -> GaussianPosterior:
-    params = trainable(model)
+    params = settable(model)
     h = {name: torch.zeros_like(p, dtype=torch.float32, device="cpu") for name, p in params.items()}
-    with restored(params.values()), torch.enable_grad():
-        for batch in parts:
-            grads = torch.autograd.grad(loss(model, batch), list(params.values()), allow_unused=True)
+    frozen = [p for p in params.values() if not p.requires_grad]  # an adapter that was loaded for inference
+    try:
+        for p in frozen:
+            p.requires_grad_()
+        for n, batch in parts:
+            with torch.enable_grad():
+                grads = torch.autograd.grad(loss(model, batch), list(params.values()), allow_unused=True)
             for name, g in zip(params, grads):
                 if g is not None:
-                    h[name] += (_length(batch) * g.float()).square().cpu()
+                    h[name] += (n * g.float()).square().cpu()
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
     mean = read_weights(model)
     if precision is None:
         precision, _ = prior_precision(h, sum(float(m.double().square().sum()) for m in mean.values()))
@@ -105,9 +120,8 @@ def _laplace(model: nn.Module, loss: Loss, parts: list, precision: float | None)
 
 @torch.no_grad()
 def _mean_loss(model: nn.Module, loss: Loss, parts: list) -> Tensor:
-    """The mean over examples: batches count by their length."""
-    lengths = [_length(batch) for batch in parts]
-    return sum(n * loss(model, batch).detach().double().cpu() for n, batch in zip(lengths, parts)) / sum(lengths)
+    """The mean over all terms: batches count by their size."""
+    return sum(n * loss(model, batch).detach().double().cpu() for n, batch in parts) / sum(n for n, _ in parts)
 
 
 def _finite(loss: Tensor) -> float:

@@ -37,6 +37,8 @@ class GiftTraining(NoiseTraining):
         sigma: name of A → σ in the columns that are not salient, 0 in those that are, ``[r, d_in]``.
     """
 
+    moves_start: ClassVar[bool] = True  # columns of A are set to 0
+
     def __init__(self, model: nn.Module, settings: "GiftSettings", seed: int):
         super().__init__(model, settings, seed)
         self.squares: dict[str, Tensor] = {}

@@ -2,15 +2,11 @@
 
 import time
 
-from ..evaluation import linearized, nll, predict
+from ..evaluation import linearized, nll
 from .adamw import trained
-from .base import Bench, Method, Result, training_options
+from .base import Bench, Method, Result, mean_of_run, training_options
 
 TAUS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # among which validation chooses
-
-
-def _mean(bench: Bench) -> Result:
-    return Result(predict(bench.run, bench.questions, progress=bench.progress))
 
 
 def _linearized(bench: Bench) -> Result:
@@ -24,7 +20,7 @@ def _linearized(bench: Bench) -> Result:
     return Result(line.predictions(tau), None, seconds, floats=2.0, passes=1 + 2 * line.mean.shape[1], facts=facts)
 
 
-IVON_MEAN = Method("ivon@mean", "IVON@mean", "IVON at the mean of its posterior", _mean, stands_on="ivon")
+IVON_MEAN = Method("ivon@mean", "IVON@mean", "IVON at the mean of its posterior", mean_of_run, stands_on="ivon")
 IVON_DRAWS = Method(
     "ivon",
     "IVON",

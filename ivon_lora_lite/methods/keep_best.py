@@ -31,7 +31,7 @@ class KeepBest(Evaluation):
         seconds: spent on evaluating.
     """
 
-    file = BEST
+    file, reads_weights = BEST, True
 
     def __init__(self, questions: Sequence[Question], format: str, every: int):
         super().__init__(questions, format, every)

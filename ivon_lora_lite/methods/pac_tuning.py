@@ -56,8 +56,9 @@ class PacTraining(LearnedNoise):
         return total
 
     def penalty(self, step: int, steps: int) -> Tensor | None:
-        if step < round(self.settings.stage * steps):
-            return super().penalty(step, steps)
+        first = round(self.settings.stage * steps)
+        if step < first:
+            return super().penalty(step, first)
         for group in self.optimizer.param_groups:  # stage 2: σ stays
             group["lr"] = 0.0
         return None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..evaluation import predict
 from ..language import Question, Task
 from ..posterior import Posterior
-from ..posterior.base import check_finite, check_tau, positive, scaled, smallest
+from ..posterior.base import check_finite, check_tau, noise_source, positive, scaled, smallest
 from ..posterior.weights import check_same_names
 from ..training import Run
 from .base import Bench, Method, Result, options_of, training_options
@@ -63,8 +63,7 @@ class RowPosterior(Posterior):
 
     def sample(self, seed: int, tau: float = 1.0) -> dict[str, Tensor]:
         """One draw with the covariance times τ; the same seed gives the same ε for every τ."""
-        check_tau(tau)
-        generator = torch.Generator().manual_seed(seed)
+        generator = noise_source(seed, tau)
         out = dict(self.mean)
         for name in sorted(self.spread):
             d = self.spread[name]
@@ -100,6 +99,8 @@ class ScalablTraining(LearnedNoise):
         log_mean, log_sigma: name of A → ``[r]``.
     """
 
+    moves_start: ClassVar[bool] = True  # A is turned
+
     def numbers(self) -> list[Tensor]:
         self.log_mean, self.log_sigma = {}, {}
         for name, module in self.modules.items():
@@ -112,7 +113,8 @@ class ScalablTraining(LearnedNoise):
             with torch.no_grad():
                 module.weight.copy_(right)
                 b.copy_(b.float() @ left)
-            self.log_mean[name] = values.log().requires_grad_()
+            # of a row that is 0 too it needs a logarithm
+            self.log_mean[name] = values.clamp(min=1e-6 * float(values.max())).log().requires_grad_()
             self.log_sigma[name] = self.around_start(values.shape).to(values).log().requires_grad_()
         return [*self.log_mean.values(), *self.log_sigma.values()]
 
@@ -155,6 +157,7 @@ class ScalablSettings(LearnedNoiseSettings):
     """
 
     method: ClassVar[str] = "scalabl"
+    rewrites: ClassVar[bool] = True
     training: ClassVar[type] = ScalablTraining
 
     prior_sigma: float = 1.0

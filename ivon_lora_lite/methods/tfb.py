@@ -21,9 +21,10 @@ from torch.nn import functional
 
 from ..evaluation import Predictions, predict
 from ..language import Question
-from ..posterior import GaussianPosterior, lora_layers, trainable
+from ..posterior import GaussianPosterior, settable
+from ..posterior.base import positive
 from ..training import Run
-from .base import Bench, Method, Result, numbers_per_weight, options_of
+from .base import Bench, Method, Result, named_pairs, numbers_per_weight, options_of
 
 RANGE = (1e-5, 1.0)  # of σ_q
 LABELS, CRITERIA = ("own", "true"), ("nll", "acc")
@@ -31,11 +32,12 @@ SMALLEST = 1e-6  # of d_i relative to the largest: rows of A' that B' ignores
 
 
 def balanced(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A model's LoRA weights as {B', A'}, and 1/d for each row of every A', ``[r, 1]`` by its name."""
-    names = {id(p): name for name, p in trainable(model).items()}
+    """A model's LoRA weights as {B', A'}, and 1/d for each row of every A', ``[r, 1]`` by its name.
+
+    It is 0 where B' ignores the row: noise there would do nothing, and be huge.
+    """
     weights, inverse = dict(weights), {}
-    for pair in lora_layers(model).values():
-        a, b = names[id(pair.a.weight)], names[id(pair.b.weight)]
+    for a, (b, _) in named_pairs(model, settable(model)).items():
         left, d, right = torch.linalg.svd(weights[b].double(), full_matrices=False)
         more = weights[b].shape[1] - len(d)  # of a rank above the layer's width: columns of B' that are 0
         left, d, right = (
@@ -43,7 +45,7 @@ def balanced(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str,
         )
         weights[b] = (left * d).float()
         weights[a] = (right @ weights[a].double()).float()
-        inverse[a] = 1 / d.clamp(min=max(SMALLEST * float(d.max()), 1e-12)).float()[:, None]
+        inverse[a] = torch.where(d > SMALLEST * d.max(), 1 / d, 0.0).float()[:, None]
     return weights, inverse
 
 
@@ -51,7 +53,7 @@ def noisy(
     weights: Mapping[str, Tensor], inverse: Mapping[str, Tensor], sigma_q: float, facts: Mapping[str, object]
 ) -> GaussianPosterior:
     """N(A', (σ_q/d)²) around :func:`balanced` weights, with B' a point."""
-    variance = {name: (sigma_q * r).square().expand_as(weights[name]).contiguous() for name, r in inverse.items()}
+    variance = {name: positive((sigma_q * r).square().expand_as(weights[name])) for name, r in inverse.items()}
     points = sorted(weights.keys() - inverse.keys())
     return GaussianPosterior(weights, variance, {**facts, "method": "tfb", "points": points, "sigma_q": sigma_q})
 
@@ -64,14 +66,15 @@ def largest_within(change: Callable[[float], float], tolerance: float, low: floa
     """
     if change(high) <= tolerance:
         return high
-    if change(low) > tolerance:
-        raise ValueError(f"Noise of {low:g} is beyond the tolerance of {tolerance:g} already: allow more.")
+    start = low
     for _ in range(halvings):
         middle = math.sqrt(low * high)
         if change(middle) <= tolerance:
             low = middle
         else:
             high = middle
+    if low == start and not change(low) <= tolerance:
+        raise ValueError(f"Noise of {low:g} is beyond the tolerance of {tolerance:g} already: allow more.")
     return low
 
 
@@ -130,7 +133,7 @@ def tfb(
         return rise / max(before, 1e-12) if criterion == "nll" else rise
 
     found = noisy(weights, inverse, largest_within(change, tolerance, *RANGE, halvings), facts)
-    return run.derived("tfb", weights=weights, posterior=found)
+    return run.derived("tfb", weights=weights, posterior=found, config={"continued": True})  # A is turned
 
 
 def _loss(predictions: Predictions, answers: Tensor, criterion: str) -> float:

@@ -22,36 +22,34 @@ from torch.nn import functional
 from transformers import TrainerCallback
 
 from ..language import Question, Task, format_named
-from ..posterior import LoraPair, Posterior, lora_layers, trainable
+from ..posterior import LoraPair, Posterior, trainable
 from ..training import Beside, Run, finetune
+from .base import named_pairs
 
 
 class Owners:
     """Which question of a batch every token belongs to, so that questions can have noise of their own."""
 
     def __init__(self):
-        self.places: list[tuple[Tensor, Tensor]] = []
-        self.kept: Tensor | None = None
-        self.shape: tuple[int, int] = (0, 0)
+        self.count, self.kept, self.owner = 0, torch.empty(0, dtype=torch.long), torch.full((0, 0), -1)
 
     def see(self, model: nn.Module, batch: dict, format: str) -> None:
         """Take over a batch before the forward pass."""
         kind = format_named(format)
-        self.places, self.kept = kind.tokens(model, batch), kind.kept(model, batch)
-        self.shape = kind.shape(model, batch)
+        places = kind.tokens(model, batch)
+        self.count, self.kept = len(places), kind.kept(model, batch).cpu()
+        self.owner = torch.full(kind.shape(model, batch), -1)
+        for number, (rows, tokens) in enumerate(places):
+            self.owner[rows.cpu(), tokens.cpu()] = number
 
     def of(self, x: Tensor) -> tuple[Tensor, int]:
         """The question of every token of a layer's input ``[rows, L, d]`` (−1: padding), and how many there are."""
-        owner = torch.full(self.shape, -1)
-        for number, (rows, tokens) in enumerate(self.places):
-            owner[rows.cpu(), tokens.cpu()] = number
         if x.dim() < 3:
             raise ValueError(
                 "A layer with LoRA sees no single tokens (a pooler?): noise of a question's own needs them."
             )
-        if x.shape[1] != owner.shape[1]:  # a layer that runs at some positions only, as the output layer does
-            owner = owner[:, self.kept.cpu()]
-        return owner.to(x.device), len(self.places)
+        every = x.shape[1] == self.owner.shape[1]  # else it runs at some positions only, as the output layer does
+        return (self.owner if every else self.owner[:, self.kept]).to(x.device), self.count
 
 
 def gaussian_kl(mean: Tensor, sigma: Tensor, prior_sigma: float) -> Tensor:
@@ -122,7 +120,10 @@ class NoiseTraining(TrainerCallback, ABC):
         modules: name of A (and of B, where it has noise too) → its module.
         pairs: name of A → A and B.
         history: one dict per log.
+        moves_start: whether training begins elsewhere than where LoRA starts.
     """
+
+    moves_start: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, settings: NoiseSettings, seed: int):
         self.settings, self.owners = settings, Owners()
@@ -130,10 +131,11 @@ class NoiseTraining(TrainerCallback, ABC):
         # mixed: seeded with `seed` itself it would repeat the numbers from which LoRA's A starts
         mixed = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(mixed[0] >> 1))
-        names = {id(p): name for name, p in trainable(model).items()}
-        self.pairs = {names[id(pair.a.weight)]: pair for pair in lora_layers(model).values()}
-        noisy = [module for pair in self.pairs.values() for module in self.noisy(pair)]
-        self.modules = {names[id(module.weight)]: module for module in noisy}
+        named = named_pairs(model, trainable(model))
+        self.pairs = {a: pair for a, (_, pair) in named.items()}
+        own = {name: module for a, (b, pair) in named.items() for name, module in ((a, pair.a), (b, pair.b))}
+        noisy = {module for pair in self.pairs.values() for module in self.noisy(pair)}
+        self.modules = {name: module for name, module in own.items() if module in noisy}
         self.noise: dict[str, object] = {}
         self.history: list[dict] = []
 
@@ -173,6 +175,7 @@ class NoiseTraining(TrainerCallback, ABC):
         facts = {"method": method, "points": points, "task": run.config["task"], "seed": run.config["seed"]}
         history = sorted([*run.history, *self.history], key=lambda record: record["step"])
         config = {**run.config, "method": method, method: asdict(self.settings)}
+        config["continued"] |= self.moves_start
         return replace(run, posterior=self.posterior(run, facts), config=config, history=history)
 
 

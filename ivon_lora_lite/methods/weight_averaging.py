@@ -35,6 +35,8 @@ class WeightCollector(TrainerCallback):
         rank: K, the largest number of deviations to keep; 0 keeps none (SWA).
     """
 
+    reads_weights = True
+
     def __init__(self, every: int = 5, rank: int = 10):
         if every < 1 or rank < 0:
             raise ValueError(f"every is {every} and rank is {rank}; expected at least 1 and 0.")

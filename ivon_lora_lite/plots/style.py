@@ -1,5 +1,7 @@
 """Colours, layout and axes that all figures share: a colour means one thing everywhere."""
 
+import math
+
 import plotly.io as pio
 import torch
 from torch import Tensor
@@ -44,5 +46,8 @@ def rounded(values: Tensor, digits: int = 4) -> list[float]:
 
 
 def short(values: Tensor, digits: int = 3):
-    """The same as a float32 array, which a figure keeps in few bytes."""
-    return (torch.round(torch.as_tensor(values, dtype=torch.float64), decimals=digits) + 0.0).float().numpy()
+    """The same as a float32 array, which a figure keeps in few bytes; more digits where all values are small."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    largest = float(values.nan_to_num(0, 0, 0).abs().max()) if values.numel() else 0.0
+    decimals = digits + (max(0, -math.ceil(math.log10(largest))) if largest else 0)
+    return (torch.round(values, decimals=decimals) + 0.0).float().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -137,6 +138,12 @@ def check_tau(tau: float, above: bool = False) -> None:
         raise ValueError("tau=0 leaves a point, not a Gaussian: use `.mean`, or sample(seed, tau=0).")
     if not 0 <= tau < float("inf"):
         raise ValueError(f"tau is {tau}; expected a finite number of at least 0.")
+
+
+def noise_source(seed: int, tau: float) -> torch.Generator:
+    """Where the noise of a draw comes from; refuses a τ that is negative or not finite."""
+    check_tau(tau)
+    return torch.Generator().manual_seed(operator.index(seed))
 
 
 def check_finite(name: str, what: str, t: Tensor, shape: tuple[int, ...]) -> None:

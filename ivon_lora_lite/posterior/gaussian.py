@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ivon import IVON
-from .base import Posterior, check_finite, check_tau, positive, scaled, smallest
+from .base import Posterior, check_finite, check_tau, noise_source, positive, scaled, smallest
 from .weights import check_same_names, read_weights, trainable
 
 
@@ -50,8 +50,7 @@ class GaussianPosterior(Posterior):
         for name, m in self.mean.items():
             check_finite(name, "mean", m, m.shape)
         for name, v in self.variance.items():
-            m = self.mean[name]
-            check_finite(name, "variance", v, m.shape)
+            check_finite(name, "variance", v, self.mean[name].shape)
             if not (v > 0).all():
                 raise ValueError(f"{name}: the variance must be above 0, its minimum is {v.min().item()}.")
 
@@ -98,16 +97,14 @@ class GaussianPosterior(Posterior):
         Returns:
             name → tensor.
         """
-        check_tau(tau)
-        generator = torch.Generator().manual_seed(seed)
+        generator = noise_source(seed, tau)
         out = {}
         for name in sorted(self.mean):
             m, v = self.mean[name], self.variance.get(name)
-            if v is None:  # a point
-                out[name] = m
-                continue
-            noise = torch.randn(m.shape, generator=generator, dtype=torch.promote_types(m.dtype, torch.float32))
-            out[name] = m + (tau * v).sqrt() * noise
+            out[name] = m
+            if v is not None:  # it is no point
+                noise = torch.randn(m.shape, generator=generator, dtype=torch.promote_types(m.dtype, torch.float32))
+                out[name] = m + (tau * v).sqrt() * noise
         return out
 
     def scale(self, tau: float) -> GaussianPosterior:

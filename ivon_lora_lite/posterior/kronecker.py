@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .base import Posterior, check_finite, check_tau, positive, scaled, smallest
+from .base import Posterior, check_finite, check_tau, noise_source, positive, scaled, smallest
 from .weights import check_same_names
 
 PARTS = ("mean", "input_values", "input_vectors", "output_values", "output_vectors")
@@ -106,8 +106,7 @@ class KroneckerPosterior(Posterior):
 
     def sample(self, seed: int, tau: float = 1.0) -> dict[str, Tensor]:
         """One draw from N(m, τΣ),  m + √τ U_b (√S ∘ z) U_aᵀ. The same seed gives the same z for every τ."""
-        check_tau(tau)
-        generator = torch.Generator().manual_seed(seed)
+        generator = noise_source(seed, tau)
         out = {}
         for name in sorted(self.mean):
             z = torch.randn(self.mean[name].shape, generator=generator)

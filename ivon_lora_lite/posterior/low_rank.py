@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .base import Posterior, check_finite, check_tau, positive, scaled, smallest
+from .base import Posterior, check_finite, check_tau, noise_source, positive, scaled, smallest
 from .weights import check_same_names
 
 SHARE = 0.5  # s: the two parts estimate the same variance, so each gets half
@@ -53,9 +53,7 @@ class LowRankPosterior(Posterior):
             check_finite(name, "diagonal", self.diagonal[name], m.shape)
             check_finite(name, "deviations", self.deviations[name], (self.rank, *m.shape))
             if not (self.diagonal[name] > 0).all():
-                raise ValueError(
-                    f"{name}: diagonal must be above 0, its minimum is {self.diagonal[name].min().item()}."
-                )
+                raise ValueError(f"{name}: diagonal has {self.diagonal[name].min().item()}, expected above 0.")
 
     @property
     def rank(self) -> int:
@@ -80,8 +78,7 @@ class LowRankPosterior(Posterior):
         Returns:
             name → tensor.
         """
-        check_tau(tau)
-        generator = torch.Generator().manual_seed(seed)
+        generator = noise_source(seed, tau)
         z2 = torch.randn(self.rank, generator=generator) / (self.rank - 1) ** 0.5  # one for all tensors
         out = {}
         for name in sorted(self.mean):

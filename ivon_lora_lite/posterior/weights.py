@@ -191,9 +191,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoraPair]:
 
 def lora_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """PEFT's LoRA layers, known by what they hold."""
-    return (
-        (n, m) for n, m in unwrapped(model).named_modules() if hasattr(m, "lora_A") and hasattr(m, "active_adapters")
-    )
+    named = unwrapped(model).named_modules()
+    return ((n, m) for n, m in named if hasattr(m, "lora_A") and hasattr(m, "active_adapters"))
 
 
 # ------------------------------------------------------------------------------------------------ read, set, restore

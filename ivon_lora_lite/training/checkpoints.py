@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files import read_json, write_json
+from ..files import read_json, to_json, write_json
 from ..language import Question
 
 SETTINGS = "settings.json"
@@ -84,9 +84,19 @@ def remember(folder: str | os.PathLike, config: dict) -> None:
         write_json(Path(folder) / SETTINGS, _identity(config))
 
 
-def check_attachments(attachments: Sequence, optimizer: str, checkpoints: bool) -> None:
-    """Refuse attachments that need another optimizer, and checkpoints of a run that has some."""
+def check_attachments(attachments: Sequence, optimizer: str, checkpoints: bool, callbacks: Sequence) -> None:
+    """Refuse attachments that need another optimizer, and what would keep the weights under them as if they were whole.
+
+    An attachment that ``rewrites`` the weights, at the end or in every forward pass, does not go with callbacks that
+    have ``reads_weights``.
+    """
     for one in attachments:
+        for callback in callbacks if getattr(one, "rewrites", False) else ():
+            if getattr(callback, "reads_weights", False):
+                raise ValueError(
+                    f"{type(callback).__name__} keeps the weights that it sees, and under {type(one).__name__} the "
+                    "model computes with others: leave one of them out."
+                )
         if getattr(one, "optimizer", optimizer) != optimizer:
             raise ValueError(f"{type(one).__name__} needs optimizer={one.optimizer!r}.")
     if attachments and checkpoints:
@@ -104,7 +114,7 @@ def _identity(config: dict) -> dict:
 
     The 16-bit type is left out: Colab may give another GPU next time.
     """
-    config = json.loads(json.dumps(config))
+    config = json.loads(to_json(config))
     for name in ("dtype", "gradient_checkpointing"):
         config.get("model", {}).pop(name, None)
     return config

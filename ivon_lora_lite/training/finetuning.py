@@ -141,7 +141,7 @@ def finetune(
     for asked in (questions, held_out if eval_every else []):
         check_askable(model, asked, format)
     attachments = [*([gates] if gates else []), *attachments]
-    check_attachments(attachments, optimizer, bool(save_every or resume))
+    check_attachments(attachments, optimizer, bool(save_every or resume), callbacks)
     config = {
         "task": name, "optimizer": optimizer, "steps": steps, "seed": seed, "batch_size": batch_size,
         "accumulation": accumulation, "train_size": len(questions), "format": format, "schedule": schedule,

@@ -474,6 +474,12 @@ def test_bootstrap_refuses_leading_dimensions():
         bootstrap_intervals(*random_case(2, 5), resamples=10)
 
 
+@pytest.mark.parametrize("intervals", [True, False])
+def test_scores_are_of_one_prediction(intervals):
+    with pytest.raises(ValueError, match=r"shape \(2, 5, 4\); expected \[N, C\]"):
+        score(*random_case(2, 5), intervals=intervals)
+
+
 @pytest.mark.parametrize("function", [ece, reliability])
 @pytest.mark.parametrize("bins", [0, -3])
 def test_fewer_than_one_bin_is_refused(function, bins):

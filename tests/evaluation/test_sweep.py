@@ -6,6 +6,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from ivon_lora_lite import (
     GaussianPosterior,
     Linearized,
+    Predictions,
     Run,
     TauSweep,
     choose_tau,
@@ -127,6 +129,15 @@ def test_taus_are_sorted_and_doubles_dropped(model, posterior, questions):
     sweep = tau_sweep(model, questions[:2], taus=(1, 0, 0.5, 1.0), **options)
     assert sweep.taus == (0.0, 0.5, 1.0)
     assert torch.equal(sweep.logits, tau_sweep(model, questions[:2], taus=(0, 0.5, 1), **options).logits)
+
+
+def test_numbers_may_be_numpys(model, posterior, questions, tmp_path):
+    options = {"posterior": posterior, "seed": np.int64(3), "samples": np.int64(2)}
+    sweep = tau_sweep(model, questions[:2], taus=np.linspace(0, 1, 3), **options)
+    drawn = predict(model, questions[:2], tau=np.float32(0.5), **options)
+    assert torch.equal(sweep.predictions(0.5).logits, drawn.logits)
+    assert Predictions.load(drawn.save(tmp_path / "drawn.safetensors")).metadata["seed"] == 3
+    assert TauSweep.load(sweep.save(tmp_path / "sweep.safetensors")).taus == (0, 0.5, 1)
 
 
 def test_a_run_brings_its_posterior_and_format(model, posterior, questions):
@@ -422,6 +433,21 @@ def test_without_tau_zero_there_is_nothing_to_compare_with():
         choose_tau(by_hand({0.5: [0.9, 0.9], 1.0: [0.8, 0.8]}))
     with pytest.raises(ValueError, match="needs τ = 0"):
         choose_tau(synthetic().linear, taus=(0.5, 1.0))
+
+
+def test_a_choice_at_the_end_of_the_grid_says_so():
+    better = by_hand({0.0: [0.6, 0.6], 0.5: [0.7, 0.7], 1.0: [0.8, 0.8]})
+    assert choose_tau(better)[1].endswith("It is the largest that was tried.")
+    inside = by_hand({0.0: [0.6, 0.6], 0.5: [0.8, 0.8], 1.0: [0.7, 0.7]})
+    assert choose_tau(inside)[1].endswith("compared with the mean (τ = 0).")
+
+
+def test_a_linearised_gaussian_is_searched_far_beyond_the_posterior():
+    """Confident and wrong half of the time: the more noise, the better."""
+    mean = torch.tensor([[8.0, 0.0], [8.0, 0.0]])
+    line = Linearized(mean, torch.eye(2).expand(2, 2, 2).contiguous(), torch.tensor([0, 1]))
+    tau, sentence = choose_tau(line)
+    assert tau == 8 and sentence.endswith("It is the largest that was tried.")
 
 
 def test_an_unknown_objective_is_refused():

@@ -516,6 +516,31 @@ def test_checkpoints_of_another_shape_or_option_set_are_refused():
         optimizer.load_state_dict(torch.optim.AdamW(w).state_dict())
 
 
+@pytest.mark.parametrize(("made", "asked"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_a_checkpoint_of_another_precision_is_refused_before_anything_is_loaded(made, asked):
+    def fresh(dtype):
+        w = nn.Parameter(torch.ones(3, dtype=dtype))
+        return w, IVON([w], lr=0.1, ess=10.0, seed=0)
+
+    w, first = fresh(made)
+    play(first, [w], lambda: w.square().sum(), 1, 1)
+    _, second = fresh(asked)
+    with pytest.raises(ValueError, match=f"Parameter 0 is {asked}, and the checkpoint is of another precision"):
+        second.load_state_dict(first.state_dict())
+    _, third = fresh(made)
+    third.load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("mc_samples", [1, 2])
+def test_sparse_gradients_are_refused(mc_samples):
+    layer = nn.Embedding(5, 3, sparse=True)
+    before = layer.weight.detach().clone()
+    optimizer = IVON(layer.parameters(), lr=0.1, ess=10.0, seed=0, mc_samples=mc_samples)
+    with pytest.raises(ValueError, match="dense gradients"), optimizer.sampled_params(train=True):
+        layer(torch.tensor([1, 2])).sum().backward()
+    assert torch.equal(layer.weight, before)
+
+
 def test_learning_rate_schedulers_work():
     w, loss = problem()
     optimizer = IVON(w, **KEEP, seed=0)

@@ -88,6 +88,46 @@ def test_batches_may_be_tuples(model, size):
     assert all(torch.equal(v, third.variance[name]) for name, v in one.variance.items())
 
 
+def test_a_mean_over_tokens_is_scaled_by_their_number(model):
+    stems = [q.stem for q in load_task("everyday@1").train[:2]]
+    batches = [model.tokenizer(stem, return_tensors="pt") for stem in stems]
+
+    def loss(model, batch):
+        return model(**batch, labels=batch["input_ids"]).loss
+
+    def targets(batch):
+        return batch["input_ids"].shape[1] - 1
+
+    q = fit_posterior(model, loss, batches, "laplace_diag", precision=1.0, size=targets)
+    total = {name: torch.zeros_like(p) for name, p in trainable(model).items()}
+    for batch in batches:
+        ids = batch["input_ids"]
+        whole = torch.nn.functional.cross_entropy(model(**batch).logits[0, :-1], ids[0, 1:], reduction="sum")
+        for name, g in zip(total, torch.autograd.grad(whole, trainable(model).values())):
+            total[name] += g.square()
+    for name, v in q.variance.items():
+        torch.testing.assert_close(v, 1 / (total[name] + 1), rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match="size of 0"):
+        fit_posterior(model, loss, batches, "laplace_diag", precision=1.0, size=lambda batch: 0)
+
+
+@pytest.mark.parametrize("method", ["tfb", "laplace_diag", "isotropic"])
+def test_an_adapter_that_was_loaded_for_inference_gets_a_posterior_and_stays_frozen(model, batches, method):
+    free = fit_posterior(model, loss, batches, method)
+    for p in trainable(model).values():
+        p.requires_grad_(False)
+    frozen = fit_posterior(model, loss, batches, method)
+    assert not trainable(model)
+    assert free.variance.keys() == frozen.variance.keys()
+    assert all(torch.equal(v, frozen.variance[name]) for name, v in free.variance.items())
+
+
+def test_a_model_without_an_adapter_is_refused(tiny_model, batches):
+    bare = tiny_model(lora=False)
+    with pytest.raises(ValueError, match="no trainable weights and no adapter"):
+        fit_posterior(bare, loss, batches, "isotropic")
+
+
 @pytest.mark.parametrize("batch", [{"texts": ["a", "b"]}, (["a", "b"],), {"weight": torch.tensor(1.0)}])
 def test_a_batch_without_a_row_an_example_is_refused(model, batches, batch):
     with pytest.raises(ValueError, match="no tensor of one row an example"):

@@ -23,14 +23,17 @@ from ivon_lora_lite import (
     tau_sweep,
 )
 from ivon_lora_lite.evaluation import jacobian, visit_gradients
+from ivon_lora_lite.gates import GateSettings
 from ivon_lora_lite.language import answer_logits
 from ivon_lora_lite.language.adapters import peft_config
 from ivon_lora_lite.methods import (
     BlobSettings,
     GiftSettings,
+    KeepBest,
     PacSettings,
     RowPosterior,
     ScalablSettings,
+    WeightCollector,
     balanced,
     blob,
     gift_sw,
@@ -43,6 +46,7 @@ from ivon_lora_lite.methods.scalabl import ScalablTraining
 from ivon_lora_lite.methods.tfb import largest_within
 from ivon_lora_lite.methods.variational import Owners, gaussian_kl
 from ivon_lora_lite.posterior import lora_layers, read_weights, reset_lora, trainable
+from ivon_lora_lite.training.run import started_from
 
 SHORT = {"steps": 6, "train_size": 8, "progress": False, "eval_every": 0, "seed": 3}
 
@@ -185,6 +189,15 @@ def test_settings_out_of_range_are_refused(settings):
             kind(**settings)
 
 
+def test_noise_that_vanished_is_still_a_gaussian(model, task):
+    run = finetune(model, task, optimizer="adamw", **{**SHORT, "steps": 1})
+    with BlobSettings().attach(model, seed=0) as training:
+        for g in training.g.values():
+            g.data.fill_(1e-12)
+    variance = training.posterior(run, {"points": sorted(run.weights.keys() - training.g.keys())}).variance
+    assert all((v > 0).all() for v in variance.values())
+
+
 @pytest.mark.parametrize("kind", [blob, scalabl, pac_tuning, gift_sw])
 @pytest.mark.parametrize("wrong", ["prior_sgima", "kl_wieght"])
 def test_settings_of_another_name_are_refused(model, task, kind, wrong):
@@ -256,6 +269,16 @@ def test_scalabl_draws_are_adapters_with_scaled_rows(model, task, tmp_path):
     assert torch.equal(predict(again, questions, samples=2).logits, predict(run, questions, samples=2).logits)
 
 
+def test_a_start_with_a_row_of_zeros_has_logarithms(model, task):
+    with torch.no_grad():
+        for pair in lora_layers(model).values():
+            pair.a.weight[0] = 0
+            pair.b.weight.normal_(0, 0.1)
+    start = read_weights(model)
+    run = scalabl(model, task, start=start, **SHORT)
+    assert all(v.isfinite().all() for v in run.posterior.variance.values())
+
+
 def test_the_covariance_of_rows_is_that_of_draws():
     generator = torch.Generator().manual_seed(0)
     mean, spread = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
@@ -301,8 +324,9 @@ def test_the_bisection_finds_what_a_grid_finds():
     grid = max(x / 1e4 for x in range(10, 10_000) if change(x / 1e4) <= 0.01)
     assert found <= 0.1 and found == pytest.approx(grid, abs=1e-4)
     assert largest_within(change, 2.0, 1e-3, 1.0, 20) == 1.0
-    with pytest.raises(ValueError, match="beyond the tolerance of 1e-09 already"):
-        largest_within(change, 1e-9, 1e-3, 1.0, 20)
+    for hopeless in (change, lambda x: math.nan):
+        with pytest.raises(ValueError, match="beyond the tolerance of 1e-09 already"):
+            largest_within(hopeless, 1e-9, 1e-3, 1.0, 20)
 
 
 def test_noise_that_overflows_is_too_much(model, task, monkeypatch):
@@ -430,12 +454,56 @@ def test_the_noise_is_learned_in_stage_1_and_stays_in_stage_2(model, task):
         PacSettings(stage=1.5)
 
 
+def test_the_learning_rate_of_the_noise_decays_to_0_over_stage_1(model, task):
+    with PacSettings(noise_lr=0.1, stage=0.5).attach(model, seed=0) as training:
+        training.questions = task.train[:8]
+        rates = []
+        for step in range(8):
+            training.penalty(step, 8)
+            rates += [group["lr"] for group in training.optimizer.param_groups]
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025, 0, 0, 0, 0])
+
+
 def test_the_noise_does_not_start_from_the_numbers_of_the_weights(model):
     reset_lora(model, 21)
     with BlobSettings().attach(model, seed=21) as training:
         pairs = [(trainable(model)[name].detach().flatten(), g.detach().flatten()) for name, g in training.g.items()]
     assert len(pairs) == 4
     assert all(torch.corrcoef(torch.stack(pair))[0, 1].abs() < 0.3 for pair in pairs)
+
+
+# ------------------------------------------------------------------------------------------------ what they refuse
+
+
+@pytest.mark.parametrize("train", [blob, scalabl, pac_tuning, gift_sw])
+def test_half_frozen_lora_and_gates_are_refused_in_a_sentence(model, task, train):
+    with pytest.raises(ValueError, match="must both be trainable .*without gates"):
+        train(model, task, gates=GateSettings(), **SHORT)
+    for pair in lora_layers(model).values():
+        pair.a.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="q_proj: A and B of LoRA must both be trainable"):
+        train(model, task, **SHORT)
+
+
+@pytest.mark.parametrize("settings", [ScalablSettings, GateSettings])
+@pytest.mark.parametrize(
+    "callback", [lambda task: KeepBest(task.validation[:2], "text", 2), lambda _: WeightCollector()]
+)
+def test_weights_under_which_the_model_computes_with_others_are_not_kept(model, task, settings, callback):
+    with pytest.raises(ValueError, match=f"under {settings.__name__} the model computes with others"):
+        finetune(model, task, optimizer="adamw", attachments=[settings()], callbacks=[callback(task)], **SHORT)
+
+
+def test_runs_that_began_elsewhere_than_lora_does_say_so(model, task):
+    point = finetune(model, task, optimizer="adamw", **SHORT)
+    for run in (
+        scalabl(model, task, **SHORT),
+        gift_sw(model, task, **SHORT),
+        tfb(point, task.validation[:4], samples=1),
+    ):
+        with pytest.raises(ValueError, match="not known any more"):
+            started_from(run)
+    assert started_from(blob(model, task, **SHORT)).keys() == point.weights.keys()
 
 
 # ------------------------------------------------------------------------------------------------ GIFT-SW
@@ -551,8 +619,12 @@ def test_a_rank_above_a_layers_width(tiny_model, task):
     for name in inverse:
         b = name.replace("lora_A", "lora_B")
         torch.testing.assert_close(weights[b] @ weights[name], run.weights[b] @ run.weights[name], atol=1e-6, rtol=1e-5)
+        ignored = torch.linalg.svdvals(run.weights[b]).numel() < len(weights[name])
+        assert (inverse[name] == 0).any() == ignored  # rows that B' ignores get no noise
         assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in run.weights.items()}
     noisy = tfb(run, task.validation[:8], samples=2, halvings=2)
+    draw = noisy.posterior.sample(0)
+    assert max(float(draw[name].abs().max()) for name in inverse) < 100
     torch.testing.assert_close(
         predict(noisy, task.test[:4], samples=0).logits, predict(run, task.test[:4]).logits, atol=1e-4, rtol=1e-4
     )

@@ -31,6 +31,14 @@ def test_a_name_is_in_the_legend_once_and_looks_the_same_in_all_panels():
     assert figure.layout.xaxis2.title.text == "θ" and figure.layout.yaxis.title.text == "density"
 
 
+def test_small_values_keep_their_digits():
+    x = torch.tensor([0.0, 1.0, 2.0])
+    y = torch.tensor([0.0, 1.234e-5, float("nan")])
+    figure = curves_figure({"": {"q": (x, y), "none": (x, 0 * x)}}, {}, x="", y="")
+    assert figure.data[0].y[:2] == pytest.approx([0, 1.234e-5]) and figure.data[0].y[2] != figure.data[0].y[2]
+    assert list(figure.data[1].y) == [0, 0, 0] and list(figure.data[0].x) == [0, 1, 2]
+
+
 def test_curves_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="'q' has 3 x and 2 y"):
         curves_figure({"": {"q": (torch.zeros(3), torch.zeros(2))}}, {}, x="", y="")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -104,6 +105,14 @@ def test_the_same_seed_gives_the_same_noise_for_every_tau(gaussian):
 
 def test_tau_zero_is_the_mean(gaussian):
     assert_same(gaussian.sample(seed=5, tau=0), dict(gaussian.mean))
+
+
+def test_a_seed_may_be_numpys_and_must_be_whole(gaussian, tmp_path):
+    assert_same(gaussian.sample(seed=np.int64(5), tau=np.float32(0.25)), gaussian.sample(seed=5, tau=0.25))
+    with pytest.raises(TypeError):
+        gaussian.sample(seed=5.5)
+    folder = gaussian.scale(np.float32(0.25)).save(tmp_path).parent
+    assert GaussianPosterior.load(folder).metadata["tau"] == 0.25
 
 
 def test_draws_do_not_depend_on_the_order_of_names_nor_on_global_random_numbers(gaussian):

@@ -7,6 +7,19 @@ from ivon_lora_lite.files import read_json
 from ivon_lora_lite.studies import load_records
 
 
+@pytest.mark.parametrize(("nll", "starts"), [((3, 2, 1), (0.14, 0.099, 0.07)), ((2, 3, 1), (0.14, 0.099, 0.198))])
+def test_trials_of_noise_go_on_to_the_better_side(nll, starts):
+    choose, done = load_script("benchmarks/choose.py"), []
+
+    def best():
+        return min(done, key=lambda trial: trial[0])[1]
+
+    for value, settings in zip((*nll, 0), choose.trials("blob", "everyday", 800, best)):
+        done.append((value, settings))
+    assert [settings["start"] for _, settings in done[:3]] == list(starts)
+    assert done[3][1] == {"start": starts[2], "kl_weight": 1e-4}
+
+
 @pytest.mark.slow
 def test_every_method_gets_four_trials_and_the_best_is_chosen(tiny_folder, tmp_path, monkeypatch):
     choose = load_script("benchmarks/choose.py")

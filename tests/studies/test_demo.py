@@ -20,7 +20,6 @@ from ivon_lora_lite import (
     TauSweep,
     load_run,
     load_task,
-    paired_differences,
     predict,
     run_demo,
     score,
@@ -355,58 +354,6 @@ def test_without_plotly_the_report_is_refused_before_any_work(model, tmp_path, m
         run_demo(tmp_path / "out", model="nobody/nothing", **QUIET)
     run_demo(tmp_path / "out", model=model, report=False, **TINY | {"steps": 1, "test_size": 4}, **QUIET)
     assert (tmp_path / "out" / METRICS_FILE).exists()
-
-
-# --- paired differences ----------------------------------------------------------------------------------------------
-
-
-def of(*probabilities, labels) -> Predictions:
-    """Predictions of one draw with these probabilities."""
-    return Predictions(torch.tensor(probabilities, dtype=torch.float64).log()[None], torch.tensor(labels))
-
-
-def test_paired_differences_by_hand():
-    labels = [0, 1, 0]
-    adamw = of([0.8, 0.2], [0.6, 0.4], [0.3, 0.7], labels=labels)  # right, wrong, wrong
-    ivon = of([0.5, 0.5], [0.2, 0.8], [0.6, 0.4], labels=labels)  # right (the first of a tie), right, right
-    found = paired_differences(adamw, ivon)
-    assert found["acc"]["difference"] == pytest.approx(2 / 3)
-    by_question = [np.log(0.8 / 0.5), np.log(0.4 / 0.8), np.log(0.3 / 0.6)]  # −log p(IVON) + log p(AdamW)
-    assert found["nll"]["difference"] == pytest.approx(np.mean(by_question))
-    # 3 of 27 resamples hold one question alone, so the extremes are within the 95 % interval
-    assert found["nll"]["interval"] == pytest.approx([min(by_question), max(by_question)])
-    assert found["acc"]["interval"] == pytest.approx([0, 1])
-
-
-def test_paired_differences_average_the_draws_before_they_compare():
-    labels = torch.tensor([0])
-    two = torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]], dtype=torch.float64).log()
-    found = paired_differences(of([0.7, 0.3], labels=[0]), Predictions(two, labels))
-    assert found["nll"]["difference"] == pytest.approx(0, abs=1e-12)
-
-
-def test_what_is_the_same_for_every_question_has_no_spread():
-    labels = [0, 1, 0, 1]
-    a = of(*[[0.6, 0.4], [0.4, 0.6]] * 2, labels=labels)
-    b = of(*[[0.9, 0.1], [0.1, 0.9]] * 2, labels=labels)
-    found = paired_differences(a, b)
-    assert found["nll"]["interval"] == pytest.approx([np.log(0.6 / 0.9)] * 2)
-    assert found["acc"] == {"difference": 0.0, "interval": [0.0, 0.0]}
-
-
-def test_paired_intervals_are_those_of_a_plain_bootstrap():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(2, size=60)
-    right = rng.uniform(0.2, 0.9, size=(2, 60))
-
-    def predictions(p):
-        return of(*[[q, 1 - q] if y == 0 else [1 - q, q] for q, y in zip(p, labels)], labels=labels.tolist())
-
-    found = paired_differences(predictions(right[0]), predictions(right[1]))
-    gaps = {"acc": (right[1] > 0.5) * 1.0 - (right[0] > 0.5), "nll": np.log(right[0]) - np.log(right[1])}
-    for name, gap in gaps.items():
-        low, high = np.quantile(gap[rng.integers(60, size=(4000, 60))].mean(1), [0.025, 0.975])
-        assert found[name]["interval"] == pytest.approx([low, high], abs=0.15 * (high - low))
 
 
 # --- several seeds ---------------------------------------------------------------------------------------------------

@@ -96,6 +96,38 @@ def test_every_method_fills_its_cells(made):
         assert r.predictions.samples == (2 if r.cell.method in draws else 1), r.cell.method
 
 
+def test_a_record_has_all_settings_that_were_applied(made):
+    def content(method):
+        return load_record(made / "everyday@2" / method / "seed21").content
+
+    assert content("adamw")["settings"].keys() == {"lr", "weight_decay"} and content("adamw")["posterior"] == {}
+    assert {"lr", "kl_weight", "noise_lr", "prior_sigma", "start"} <= content("blob")["settings"].keys()
+    assert {"sigma", "share"} <= content("gift_sw")["settings"].keys()
+    assert content("tfb")["posterior"]["tolerance"] == 0.003 and "points" not in content("tfb")["posterior"]
+    assert content("laplace_kfac")["posterior"]["prior_mean"] == "zero"
+
+
+def test_early_stopping_keeps_its_rhythm_when_the_length_was_chosen(tiny_folder, tmp_path):
+    settings = Settings(
+        model=str(tiny_folder), dtype="fp32", **SMOKE | {"steps": 100}, chosen={"everyday": {"adamw": {"steps": 6}}}
+    )
+    run_table(tmp_path, ["everyday"], ["adamw"], (21,), settings, say=quiet)
+    history = load_record(tmp_path / "everyday@2" / "adamw" / "seed21").content["history"]
+    assert [r["step"] for r in history if "eval_nll" in r] == [3, 6]
+
+
+def test_of_ensembles_that_share_members_the_largest_counts(copy):
+    whole = next((copy / "everyday@2" / "ensemble").iterdir())
+    records = load_records(copy)
+    larger = shutil.copytree(whole, whole.with_name("seed21-42-87"))
+    edit(larger, lambda content: content["config"].update(seeds=[21, 42, 87]))
+    predictions = Predictions.load(larger / "predictions.safetensors")
+    predictions.metadata["seeds"] = [21, 42, 87]
+    predictions.save(larger / "predictions.safetensors")
+    found = [r.cell.seeds for r in load_records(copy) if r.cell.method == "ensemble"]
+    assert found == [(21, 42, 87)] and len(load_records(copy)) == len(records)
+
+
 def test_methods_that_stand_on_adamw_share_its_weights(made):
     from safetensors.torch import load_file
 

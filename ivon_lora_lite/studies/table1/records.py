@@ -70,7 +70,8 @@ def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
         needed = method.stands_on is None or any(other.stands_on == method.name for other in METHODS.values())
         if made.run is not None and (keep_weights or needed):
             write_run(made.run, temporary)
-        config = context.config(cell)
+        config, own = context.config(cell), made.run.config if made.run else {}
+        posterior = made.run.posterior.metadata if made.run and made.run.posterior else {}
         parts = _by_task(made.predictions, context, config)
         whole = parts.pop(cell.task)
         whole.save(temporary / PREDICTIONS)
@@ -82,7 +83,8 @@ def fill(context: Context, cell: Cell, keep_weights: bool = True) -> Path:
             "scores": dict(scores),
             "intervals": scores.intervals,
             "facts": made.facts,
-            "settings": made.run.config["settings"] if made.run else {},
+            "settings": own.get("settings", {}) | own.get(own.get("method"), {}),
+            "posterior": {name: fact for name, fact in posterior.items() if name != "points"},
             "history": made.run.history if made.run else [],
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "cost": {"floats_per_weight": round(made.floats, 2), "passes_per_question": made.passes, **memory},
@@ -152,6 +154,8 @@ def load_record(folder: str | os.PathLike, bins: int = BINS) -> Record:
 def load_records(out: str | os.PathLike, bins: int = BINS) -> list[Record]:
     """All finished cells of a folder, in the order of the table's rows; they must belong together.
 
+    Of several ensembles of a method there is the largest only: they share members.
+
     Raises:
         FileNotFoundError: there is none.
         ValueError: see :func:`load_record` and :func:`check_together`.
@@ -163,7 +167,11 @@ def load_records(out: str | os.PathLike, bins: int = BINS) -> list[Record]:
     if not records:
         raise FileNotFoundError(f"{out} holds no finished cell of a table: run `table1 --out {out}` first.")
     check_together(records)
-    return sorted(records, key=lambda r: (r.cell.task, rank.get(r.cell.method, len(rank)), r.cell.seeds))
+    kept: dict[tuple, Record] = {}
+    for r in sorted(records, key=lambda r: -len(r.cell.seeds)):
+        seeds = r.cell.seeds if len(r.cell.seeds) == 1 else "several"
+        kept.setdefault((r.cell.task, r.cell.method, seeds), r)
+    return sorted(kept.values(), key=lambda r: (r.cell.task, rank.get(r.cell.method, len(rank)), r.cell.seeds))
 
 
 def check_together(records: Sequence[Record]) -> None:
