@@ -159,11 +159,11 @@ def differences(rows: dict[str, tuple[list, list]]) -> list[str]:
     return lines
 
 
-def short_table(task: str = "everyday") -> str:
-    """The comparisons that matter most, after the longer of the two lengths."""
+def short_table(task: str = "everyday", passes: int = LONG) -> str:
+    """The comparisons that matter most, after so many passes."""
     from ivon_lora_lite.studies import by_length
 
-    pooled = {title: [r.predictions for r in lengths[LONG]] for title, lengths in by_length(PASSES, task).items()}
+    pooled = {title: [r.predictions for r in lengths[passes]] for title, lengths in by_length(PASSES, task).items()}
     pairs = {
         "IVON, draws − AdamW": ("AdamW", "IVON"),
         "IVON@mean − AdamW": ("AdamW", "IVON@mean"),
@@ -174,11 +174,11 @@ def short_table(task: str = "everyday") -> str:
     return "\n".join(differences({name: (pooled[a], pooled[b]) for name, (a, b) in pairs.items()}))
 
 
-def exam_table(task: str, title: str) -> str:
+def exam_table(task: str, title: str, passes: int = LONG) -> str:
     """The same comparisons on a task that chose no setting, with its scores and how they were made."""
     from ivon_lora_lite.studies import by_length
 
-    records = {method: lengths[LONG] for method, lengths in by_length(PASSES, task).items()}
+    records = {method: lengths[passes] for method, lengths in by_length(PASSES, task).items()}
     lines = ["| mean over seeds | ACC ↑ | ECE ↓ | NLL ↓ | Brier ↓ |", "|---|---|---|---|---|"]
     for method, rows in records.items():
         means = [sum(r.scores[name] for r in rows) / len(rows) for name in METRICS]
@@ -187,12 +187,12 @@ def exam_table(task: str, title: str) -> str:
     made, rates = one.content["provenance"], [records[name][0].content["settings"]["lr"] for name in ("AdamW", "IVON")]
     note = (
         f"{one.config['model']} ({one.config['format']} format), {one.config['train_size']} training questions of "
-        f"{title}, {LONG} passes, {len(one.predictions.labels):,} test questions, seeds {seeds}; learning rates "
+        f"{title}, {passes} passes, {len(one.predictions.labels):,} test questions, seeds {seeds}; learning rates "
         f"{rates[0]:.2g} (AdamW) and {rates[1]:.2g} (IVON), as for `everyday`; {made['device']}, {made['date']}. "
-        f"`python benchmarks/passes.py --work outputs/passes --out data/runs/passes --tasks {task} --lengths {LONG} "
+        f"`python benchmarks/passes.py --work outputs/passes --out data/runs/passes --tasks {task} --lengths {passes} "
         "--hub DIR` makes it."
     )
-    return "\n".join([*lines, "", short_table(task), "", note])
+    return "\n".join([*lines, "", short_table(task, passes), "", note])
 
 
 def rivals_table() -> str:
@@ -281,6 +281,7 @@ def earlier_table() -> str:
 TABLES = {
     "short": short_table,
     "exam": lambda: exam_table("arc_easy", "ARC-Easy"),
+    "short exam": lambda: exam_table("arc_easy", "ARC-Easy", SHORT),
     "open book": lambda: exam_table("openbookqa", "OpenBookQA"),
     "passes": passes_table,
     "learned": learned_table,
