@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -51,7 +51,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: str | os.PathLike, last: str) -> Iterator[Path]:
+def whole_folder(folder: str | os.PathLike, last: str, own: Collection[str] | None = None) -> Iterator[Path]:
     """A new folder within ``folder`` whose files move up when all of them are there; on failure it is removed.
 
     The folder itself is never replaced, so it may be the working folder, a link, or a mounted volume. Files that were
@@ -60,6 +60,7 @@ def whole_folder(folder: str | os.PathLike, last: str) -> Iterator[Path]:
     Args:
         folder: made if it is not there.
         last: the file that moves last: where it is, all others are.
+        own: names of what is replaced; other files and folders stay. Default: all that is there.
     """
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -71,6 +72,7 @@ def whole_folder(folder: str | os.PathLike, last: str) -> Iterator[Path]:
         with _writing():
             yield stage
         former = [path for path in folder.iterdir() if path != stage and not in_use(path)]
+        former = [path for path in former if own is None or path.name in own]
         _move_all(aside, former, last, False)
         new = [path.name for path in stage.iterdir()]
         try:

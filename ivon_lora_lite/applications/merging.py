@@ -45,11 +45,13 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
         prior: H₀, the precision with which weights are held at m₀.
 
     Returns:
-        A :class:`Run` with the merged mean and variance 1/H̄; save it like any other.
+        A :class:`Run` with the merged mean; save it like any other. Its variance is 1/(κ H̄): posteriors of λ and τ have
+        κ = λ/(τ N) times the curvature of N questions, and with one κ for all the merged one is as wide as they are.
 
     Raises:
-        ValueError: fewer than two runs, other seeds or shapes, one that has gates or no learned Gaussian, or
-            a prior and a start that is not known any more (:func:`ivon_lora_lite.training.started_from`).
+        ValueError: fewer than two runs, other seeds, shapes, formats, classes or models, one that has gates or no
+            learned Gaussian, or a prior and a start that is not known any more
+            (:func:`ivon_lora_lite.training.started_from`).
     """
     if len(runs) < 2:
         raise ValueError(f"Merging needs at least two runs, not {len(runs)}.")
@@ -57,6 +59,13 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
         raise ValueError(f"prior is {prior}; expected a finite precision of at least 0.")
     first = runs[0]
     for run in runs:
+        run.check_adapter()
+        for what, of in (("format", "format"), ("classes", "classes"), ("base model", "model")):
+            values = [r.config.get(of) for r in (first, run)]
+            if what == "base model":
+                values = [value.get("name") for value in values]
+            if values[0] != values[1]:
+                raise ValueError(f"The runs have another {what}: {values[0]} and {values[1]}.")
         if run.gates is not None:
             raise ValueError("A run with gates cannot be merged: its adapter is not LoRA's own.")
         if run.config["seed"] != first.config["seed"]:
@@ -67,14 +76,17 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
             raise ValueError(f"The runs' adapters have another {name}, so their weights act differently.")
     curvatures = [curvature(run) for run in runs]
     start = [started_from(run) for run in runs][0] if prior else first.weights  # without a prior m₀ drops out
+    facts = [run.posterior.metadata for run in runs]
+    ess = sum(own["ess"] / own.get("tau", 1.0) for own in facts)
+    kappa = ess / sum(run.config["train_size"] for run in runs)
     mean, variance = {}, {}
     for name, m0 in start.items():
         mean[name], total = merged_mean(
             m0, [run.posterior.mean[name] for run in runs], [h[name] for h in curvatures], prior
         )
-        variance[name] = 1 / total
+        variance[name] = 1 / (kappa * total)
     tasks = [run.config["task"] for run in runs]
-    facts = {"method": "merged", "tasks": tasks, "prior": prior}
+    facts = {"method": "merged", "tasks": tasks, "prior": prior, "ess": ess, "weight_decay": 0.0}
     config = {"task": " + ".join(tasks), "tasks": tasks, "train_size": sum(run.config["train_size"] for run in runs)}
     posterior = GaussianPosterior(mean, variance, facts)
     merged = first.derived("merged", weights=mean, posterior=posterior, config=config, history=[])

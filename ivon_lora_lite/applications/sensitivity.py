@@ -72,6 +72,7 @@ def sensitivity(run: Run, questions: Sequence[Question], *, batch_size: int = 8,
     Raises:
         ValueError: the run has no diagonal Gaussian with λ.
     """
+    run.check_adapter()
     variance, ess, count = _gaussian(run)
     loss, change = torch.zeros(len(questions)), torch.zeros(len(questions))
 
@@ -120,6 +121,7 @@ def influence(
         train: the run's training questions, or some of them.
         test: any questions with known answers.
     """
+    run.check_adapter()
     variance, ess, count = _gaussian(run)
     names = sorted(variance)
     scale = torch.cat([variance[name].flatten() for name in names])

@@ -30,18 +30,17 @@ def run(args: argparse.Namespace) -> None:
 
     seeds = list(dict.fromkeys(args.seeds or [args.seed]))
     folders = [args.out / f"seed{seed}" if args.seeds else args.out for seed in seeds]
-    names = ("model", "steps", "train_size", "batch_size", "samples", "format")
-    options = {"task": full_name(args.task), **{name: getattr(args, name) for name in names}}
+    names = ("task", "model", "steps", "train_size", "batch_size", "samples", "test_size", "format", "dtype")
+    asked = {name: getattr(args, name) for name in (*names, "elsewhere", "linear")}
+    asked["taus"] = TAUS if args.taus is None else args.taus
+    options = {**asked, "task": full_name(args.task), "taus": sorted(asked["taus"])}
     for seed, folder in zip(seeds, folders):
-        if args.seeds and finished(folder / METRICS_FILE, options, "config"):
+        if args.seeds and finished(folder / METRICS_FILE, options):
             print(f"{folder} is finished already.")
             continue
         scores = run_demo(
-            folder, task=args.task, model=args.model, steps=args.steps, train_size=args.train_size,
-            batch_size=args.batch_size, samples=args.samples, test_size=args.test_size, seed=seed, format=args.format,
-            dtype=args.dtype, hub=args.hub, taus=TAUS if args.taus is None else args.taus, elsewhere=args.elsewhere,
-            linear=args.linear, weights=not args.no_weights, report=not args.no_report,
-            progress=not args.quiet,
+            folder, seed=seed, hub=args.hub, weights=not args.no_weights, report=not args.no_report,
+            progress=not args.quiet, **asked,
         )  # fmt: skip
         print(f"\n{table(scores)}\n\n95 % intervals over questions in brackets.")
         print("\n".join(f"• {sentence}" for sentence in verdicts(read_json(folder / METRICS_FILE))))

@@ -141,6 +141,8 @@ def _checkpoints(args: argparse.Namespace, out: Path, usual: dict, say) -> dict:
     every = 0 if args.gates else usual["eval_every"]  # gates are in no checkpoint
     every = every if args.checkpoint_every is None else args.checkpoint_every
     if not 0 < every < usual["steps"]:
+        if args.checkpoints:
+            raise ValueError("--checkpoints: none would be written, so give --checkpoint-every, below --steps.")
         return {}
     beside = out if out.name else out.resolve()
     folder = args.checkpoints or beside.with_name(f"{beside.name}-checkpoints")
@@ -150,7 +152,7 @@ def _checkpoints(args: argparse.Namespace, out: Path, usual: dict, say) -> dict:
 
 def _settings(args: argparse.Namespace, model, task, usual: dict, say) -> dict:
     """Hyperparameters that were given, or that --suggest finds."""
-    given = {"lr": args.lr} | ({"ess": args.ess, "hess_init": args.hess_init} if args.optimizer == "ivon" else {})
+    given = {"lr": args.lr, "ess": args.ess, "hess_init": args.hess_init}
     if args.suggest:
         from ..training import suggest_hyperparameters
 

@@ -110,6 +110,11 @@ class Gates(nn.Module):
                 if quantizer is not None:
                     quantizer.observe(module.parametrizations.weight.original)
 
+    def decay(self) -> None:
+        """Let all ranges shrink a little: after a training step."""
+        for quantizer in (q for layer in self.layers for q in (layer.a, layer.b) if q is not None):
+            quantizer.decay()
+
     def freeze(self) -> None:
         """Decisions instead of draws from now on, and φ is trained no more; ranges may be."""
         self.frozen = True

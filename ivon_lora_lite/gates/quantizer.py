@@ -100,8 +100,12 @@ class BayesianBits(nn.Module):
         return self.log_scale.exp() * self.peak.clone()  # another forward pass may change it before the backward pass
 
     def observe(self, weight: Tensor) -> None:
-        """Let the range follow the weights; once per training step."""
-        self.peak.copy_(torch.maximum(DECAY * self.peak, weight.detach().abs().max()))
+        """Let the range hold the weights; in every forward pass."""
+        self.peak.copy_(torch.maximum(self.peak, weight.detach().abs().max()))
+
+    def decay(self) -> None:
+        """Let the range shrink a little; once per training step."""
+        self.peak.mul_(DECAY)
 
     def probabilities(self) -> Tensor:
         """Probability that each level is reached, Π_{j ≤ b} q_j for b = 4, 8, 16, 32: ``[4]``."""

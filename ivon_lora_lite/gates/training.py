@@ -77,6 +77,9 @@ class GateTraining(Beside):
         self.gates.freeze()
         return None
 
+    def on_step_end(self, args, state, control, **kwargs):
+        self.gates.decay()
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in (logs or {}):
             return

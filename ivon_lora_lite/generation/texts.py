@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..evaluation import Trained
-from ..language import evaluating, precision, token_ids, tokenizer_of
+from ..language import evaluating, known_exact, precision, token_ids, tokenizer_of
 from ..posterior import applied_weights, unwrapped
 
 Prompt = str | Sequence[dict]  # a text, or messages of a chat
@@ -102,8 +102,8 @@ def generate(
         ValueError: there are no prompts, or one that is in no list or has no tokens; several texts a draw are asked
             for; ``samples`` or ``batch_size`` is too small; ``chat=True`` with a tokenizer that has no chat template.
     """
-    if not prompts or isinstance(prompts, str):
-        raise ValueError(f"prompts is {prompts!r}; expected a list with at least one prompt.")
+    if not prompts or isinstance(prompts, str) or isinstance(prompts[0], Mapping):
+        raise ValueError(f"prompts is {prompts!r}; expected a list of prompts (a chat is a list in it).")
     if samples < 0:
         raise ValueError(f"samples is {samples}; expected 0 (the mean) or a number of draws.")
     if batch_size < 1:
@@ -111,11 +111,15 @@ def generate(
     several = getattr(options.get("generation_config"), "num_return_sequences", None)
     if (options.get("num_return_sequences") or several or 1) != 1:
         raise ValueError("A draw writes one text: leave num_return_sequences out, and set samples.")
+    run.check_adapter()
     model, tokenizer = unwrapped(run.model), tokenizer_of(run.model)
+    if run.config.get("format") == "class":
+        raise ValueError("This run is a classifier, which writes no texts.")
     rows = [prompt_tokens(tokenizer, prompt, chat) for prompt in prompts]
     usual = {} if "generation_config" in options else {"max_new_tokens": 64, "do_sample": False}
     settings = {**usual, "pad_token_id": pad_of(tokenizer), **options}
     count = samples if run.posterior is not None else 0
+    together = batch_size if known_exact(model) else 1  # else padding might change a text (a recurrence)
     contexts = [(seed, applied_weights(model, run.weights))]
     contexts += [(seed + s, run.posterior.applied(model, seed + s, tau)) for s in range(count)]
     written = []  # [1 + S][prompts]
@@ -123,11 +127,7 @@ def generate(
         with context, evaluating(model), torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(number)
             written.append(
-                [
-                    t
-                    for i in range(0, len(rows), batch_size)
-                    for t in _written(model, rows[i : i + batch_size], settings)
-                ]
+                [t for i in range(0, len(rows), together) for t in _written(model, rows[i : i + together], settings)]
             )
     out = []
     for prompt, (at_mean, *texts) in zip(prompts, zip(*written), strict=True):

@@ -60,6 +60,7 @@ def token_uncertainty(
         raise ValueError("This run has no posterior to draw from: finetune with optimizer='ivon'.")
     if samples < 1:
         raise ValueError(f"samples is {samples}; expected at least 1.")
+    run.check_adapter()
     model, tokenizer = unwrapped(run.model), tokenizer_of(run.model)
     start = prompt_tokens(tokenizer, prompt, chat)
     own = tokenizer(continuation, add_special_tokens=False)["input_ids"]

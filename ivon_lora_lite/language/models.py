@@ -116,9 +116,11 @@ def _load_base(name: str, dtype: torch.dtype, quantize: str | None, device: str,
                 base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
             else:
                 base, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
-                    path, dtype=dtype, num_labels=labels, output_loading_info=True, **options
-                )
-                head = _new_modules(base, loaded["missing_keys"])
+                    path, dtype=dtype, num_labels=labels, output_loading_info=True, ignore_mismatched_sizes=True,
+                    **options,
+                )  # fmt: skip
+                other = [key if isinstance(key, str) else key[0] for key in loaded["mismatched_keys"]]
+                head = _new_modules(base, [*loaded["missing_keys"], *other])
     except (OSError, ValueError, SafetensorError) as error:
         raise FileNotFoundError(not_found(name, error)) from error
     if labels is not None:  # a classifier on a decoder looks for a row's last token by the pad token

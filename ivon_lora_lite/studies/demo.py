@@ -23,7 +23,7 @@ from ..evaluation import (
     tau_sweep,
 )
 from ..files import LOCK, provenance, read_json, reserved, whole_folder, write_json, write_or_keep
-from ..language import Question, Task, description_of, load_model, load_task
+from ..language import Question, Task, description_of, full_name, load_model, load_task
 from ..methods import KeepBest, temperature
 from ..training import Run, finetune, save_run
 from .report import RIVAL, report_function, write_report
@@ -35,6 +35,7 @@ ELSEWHERE = 4  # draws at temperatures other than 1
 EVALUATIONS = 5  # of AdamW on validation questions, for early stopping
 METHODS = ("before training", "AdamW", "AdamW, early-stopped", "AdamW + temperature", "IVON@mean", "IVON")
 METRICS_FILE = "metrics.json"
+OWN = (METRICS_FILE, "report.html", "predictions", "adamw", "ivon")  # files and folders of a demo
 
 
 def run_demo(
@@ -63,7 +64,7 @@ def run_demo(
 
     Args:
         out: gets ``metrics.json``, ``adamw/`` and ``ivon/`` (adapters, posterior), ``predictions/`` (logits [S, N, C])
-            and ``report.html``. A former demo there is replaced file by file.
+            and ``report.html``. A former demo there is replaced; other files and folders stay.
         taus: temperatures at which IVON is sampled besides 0 (the mean) and 1 (the posterior).
         elsewhere: draws at temperatures other than 1.
         linear: also linearise the model, so that the report has every τ between.
@@ -73,6 +74,11 @@ def run_demo(
     Returns:
         method → :class:`Scores` on the test split.
     """
+    asked = {
+        "task": full_name(task), "model": model, "steps": steps, "train_size": train_size, "batch_size": batch_size,
+        "samples": samples, "test_size": test_size, "format": format, "dtype": dtype, "taus": sorted(taus),
+        "elsewhere": elsewhere, "linear": linear,
+    }  # fmt: skip
     out, taus, elsewhere = Path(out), _checked(Path(out), taus), min(elsewhere, samples)
     page = report_function() if report else None  # ask for plotly now rather than after all the work
     with reserved(out):  # what cannot be written is found out before training
@@ -97,6 +103,7 @@ def run_demo(
                 for method in METHODS[METHODS.index(RIVAL) + 1 :]
             },
             "facts": facts,
+            "options": asked,
             "config": {**about, "samples": samples, "questions": len(questions), "lora": _lora(base)},
             "settings": {optimizer: run.config["settings"] for optimizer, run in runs.items()},
             "history": {optimizer: run.history for optimizer, run in runs.items()},
@@ -106,7 +113,7 @@ def run_demo(
         with clock.phase("write results"):
 
             def write(folder: Path) -> None:
-                with whole_folder(folder, last=METRICS_FILE) as stage:
+                with whole_folder(folder, last=METRICS_FILE, own=OWN) as stage:
                     _write(stage, results, runs if weights else {}, sweep, record)
                     if page:
                         write_report(page, stage / "report.html", scores, results, sweep, record, questions)

@@ -171,6 +171,9 @@ def question_for(run: Trained, stem: str, choices: Sequence[str] | None = None) 
         "".join((stem, *words)).encode()
     except UnicodeEncodeError:
         raise ValueError(f"The question {stem[:60]!r} or one of its choices is no text in UTF-8.") from None
+    task = str(run.config.get("task", ""))
+    if run.config.get("format") == "letter" and not own and task.startswith(("boolq", "winogrande", "glue/")):
+        raise ValueError(f"In the format letter {task} asks in a form of its own: make a Question and predict it.")
     if own and words == own:
         return Question(f"{stem} Answer:", words, 0, stem, words)
     return Question(letter_prompt(stem, words), words, 0, stem, tuple(LETTERS[: len(words)]))

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import reduce
 from operator import index
 from typing import Protocol
@@ -156,7 +156,8 @@ def finetune(
         evaluation = Evaluation(held_out, format, eval_every) if eval_every else None
         callbacks = [*([evaluation] if evaluation else []), *callbacks]
         files = [c.file for c in callbacks if hasattr(c, "file")]
-        folder, last = stack.enter_context(checkpoints(output_dir, config, files, save_every > 0, resume))
+        known = {**config, "eval_every": eval_every}  # a checkpoint holds what was evaluated before it
+        folder, last = stack.enter_context(checkpoints(output_dir, known, files, save_every > 0, resume))
         reset_lora(model, seed)
         if start is not None:
             put_weights(model, start)
@@ -234,7 +235,7 @@ def _questions(
 def _arguments(model: nn.Module, config: dict, folder: str, save_every: int, progress: bool) -> TrainingArguments:
     """A run's settings as the Trainer wants them."""
     ivon, settings, cuda = config["optimizer"] == "ivon", config["settings"], model.device.type == "cuda"
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=folder,
         max_steps=config["steps"],
         per_device_train_batch_size=config["batch_size"],
@@ -260,6 +261,9 @@ def _arguments(model: nn.Module, config: dict, folder: str, save_every: int, pro
         label_names=["answers"],
         logging_nan_inf_filter=False,  # a NaN must not be logged as the last finite loss
     )
+    # one process trains on one device: DataParallel would multiply the batch and cut packed questions in two
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 class AnswerTrainer(IVONTrainer):
@@ -274,6 +278,9 @@ class AnswerTrainer(IVONTrainer):
         super().__init__(*args, **kwargs)
         self.format = format
         self.watching = [one for one in attached if hasattr(one, "see")]
+        # a layer that is computed again in the backward pass would miss what the forward pass had cached
+        again = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        self.caching = nullcontext if again else parametrize.cached
         self.remove_callback(PrinterCallback)
         # in a notebook it is another class, which shows a table with a row for every log
         if self.pop_callback(transformers_trainer.DEFAULT_PROGRESS_CALLBACK):
@@ -290,7 +297,7 @@ class AnswerTrainer(IVONTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         for one in self.watching:
             one.see(model, inputs, self.format)
-        with parametrize.cached():  # PEFT asks for every weight twice; gates, if there are any, act once
+        with self.caching():  # PEFT asks for every weight twice; gates, if there are any, act once
             logits = answer_logits(model, inputs, self.format)
         loss = answer_loss(logits, inputs["answers"])
         return (loss, {"logits": logits}) if return_outputs else loss

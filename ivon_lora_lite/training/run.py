@@ -37,6 +37,7 @@ from .folders import ADAPTER, RUN_FILE, check_free, read_facts
 # of an adapter's settings: what decides how its weights act
 DECISIVE = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias",
             "init_lora_weights")  # fmt: skip
+FILES = (RUN_FILE, ADAPTER, "adapter_config.json", "README.md", POSTERIOR_FILE)  # of a run
 # entry of a run's settings → what that attachment decided; whoever owns it enters it here
 ATTACHED: dict[str, Callable[[dict], object]] = {}
 
@@ -116,7 +117,7 @@ def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) ->
     Args:
         run: what :func:`finetune` returned.
         folder: must not exist, or be empty.
-        overwrite: replace a folder that holds a run.
+        overwrite: replace the run in a folder that holds one; other files and folders there stay.
 
     Raises:
         FileExistsError: the folder holds another run or other files.
@@ -124,7 +125,7 @@ def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) ->
     folder = Path(folder)
     if not (overwrite and (folder / RUN_FILE).exists()):
         check_free(folder)
-    with whole_folder(folder, last=RUN_FILE) as temporary:
+    with whole_folder(folder, last=RUN_FILE, own=FILES) as temporary:
         write_run(run, temporary)
     return folder
 

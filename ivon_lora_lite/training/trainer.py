@@ -51,6 +51,8 @@ class IVONMixin:
         if not language and (ivon is not None or self.ivon_optimizer is not None):
             self.model_accepts_loss_kwargs = False
         if ivon is not None:
+            if self.optimizer is not None:
+                raise ValueError("ivon= makes the optimizer, and optimizers= has one already: leave one of them out.")
             self._check_loop(ivon.get("mc_samples", 1))
             if ivon.get("prior", "fixed") not in PRIORS:
                 raise ValueError(f"There is no prior {ivon['prior']!r}. Known priors: {', '.join(PRIORS)}.")

@@ -225,6 +225,9 @@ def test_the_range_follows_the_weights_up_at_once_and_down_slowly():
     quantizer = BayesianBits(torch.zeros(2, 2), start=0.0)
     quantizer.observe(torch.tensor([[0.5, -2.0], [0.0, 1.0]]))
     assert quantizer.half_range.item() == 2.0
+    quantizer.observe(torch.tensor([0.1]))  # several forward passes in one step
+    assert quantizer.half_range.item() == 2.0
+    quantizer.decay()
     quantizer.observe(torch.tensor([0.1]))
     assert quantizer.half_range.item() == pytest.approx(1.98)
     with torch.no_grad():

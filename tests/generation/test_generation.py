@@ -50,7 +50,7 @@ def test_a_run_without_posterior_writes_one_text(tiny_model):
     assert generated.texts == () and generated.consensus == generated.at_mean
     with pytest.raises(ValueError, match="no posterior to draw from"):
         token_uncertainty(run, PROMPTS[0], "it is warm")
-    with pytest.raises(ValueError, match="expected a list with at least one prompt"):
+    with pytest.raises(ValueError, match="expected a list of prompts"):
         generate(run, [])
 
 

@@ -194,6 +194,15 @@ def test_what_is_said_of_a_second_task_is_recorded():
     for pair in (("AdamW", "IVON"), ("AdamW + temperature", "IVON"), scaled):
         share = difference(records, *pair)["nll"]["difference"] / difference(own, *pair)["nll"]["difference"]
         assert 0.25 < share < 0.5
+    early = {title: lengths[5] for title, lengths in by_length(RUNS / "passes", "arc_easy").items()}
+    assert len(early["IVON"]) == 3
+    gap = difference(early, "AdamW", "IVON")
+    assert gap["acc"]["interval"][1] < 0 < gap["brier"]["interval"][0]
+    assert f"{gap['acc']['difference']:.3f}" == "-0.007"
+    low, high = gap["nll"]["interval"]
+    assert low < 0 < high
+    for title in ("AdamW", "IVON@mean"):
+        assert abs(difference(early, title, f"{title} + temperature")["nll"]["difference"]) < 0.006
 
 
 def test_what_is_said_of_a_task_that_the_model_hardly_knows_is_recorded():

@@ -89,9 +89,11 @@ def load_own(
         check_ids(part)
     others = [name for name in there if name not in ("id", columns.question, columns.answer, *columns.choices)]
     if columns.choices:
+        if labels:
+            raise ValueError(f"{source}: labels= names the classes of rows without choices, and these rows have some.")
         kind, made = understood(rows, answer_as)
     else:
-        kind, made = classified(source, rows, labels, others)
+        kind, made = classified(source, rows, labels, others, answer_as)
     about = f"{sum(map(len, made.values()))} questions; columns: {columns.question}, {columns.answer}"
     about += f" and {', '.join(columns.choices)}" if columns.choices else ""
     about += f"; not used: {', '.join(others)}" if others else ""

@@ -79,14 +79,27 @@ def understood(rows: dict[str, list[Row]], answer_as: str | None) -> tuple[str, 
 
 
 def classified(
-    source, rows: dict[str, list[Row]], labels: Sequence[str] | None, others: Sequence[str] = ()
+    source,
+    rows: dict[str, list[Row]],
+    labels: Sequence[str] | None,
+    others: Sequence[str] = (),
+    answer_as: str | None = None,
 ) -> tuple[str, dict[str, list[Question]]]:
     """Classification: every row has the same choices, the classes; ``others`` are columns that are not used."""
+    if answer_as not in (None, "label", "index0", "index1"):
+        raise ValueError(f"answer_as is {answer_as!r}; a class is given as 'label', 'index0' or 'index1'.")
     if all(_whole(row.answer).isdecimal() for part in rows.values() for row in part):
         rows = {split: [replace(row, answer=_whole(row.answer)) for row in part] for split, part in rows.items()}
     every = [row for part in rows.values() for row in part]
     values = sorted({row.answer for row in every}, key=lambda v: (not v.isdecimal(), int(v) if v.isdecimal() else 0, v))
     words = list(labels) if labels else values
+    if not labels and rows.get("train"):
+        odd = [row for row in every if row.answer not in {own.answer for own in rows["train"]}]
+        if odd:
+            raise ValueError(
+                f"{odd[0].where}: no training row has the class {odd[0].answer[:60]!r}. If it hides the answer, leave "
+                "that file out; if it is a class, list all of them with labels=…."
+            )
     if not labels and len(others) >= 2 and all(v.upper() in tuple(LETTERS) for v in values):
         raise ValueError(
             f"{source}: the answers are {', '.join(values)}, and the columns {', '.join(others)} are not used. If "
@@ -100,8 +113,9 @@ def classified(
     made: dict[str, list[Question]] = {split: [] for split in rows}
     for split, part in rows.items():
         for row in part:
-            place = _place(row.answer, words)
-            place = _number(row.answer, 0, len(words)) if place is None else place
+            place = None if answer_as in ("index0", "index1") else _place(row.answer, words)
+            if place is None and answer_as != "label":
+                place = _number(row.answer, int(answer_as == "index1"), len(words))
             if place is None:
                 raise ValueError(
                     f"{row.where}: the class is {row.answer[:60]!r}; expected {', '.join(words)}, or a number."

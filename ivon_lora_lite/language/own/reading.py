@@ -17,7 +17,8 @@ def _csv(path: Path) -> list[dict]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
-        mark = max((",", ";", "\t"), key=header.count)
+        marks = ("\t", ",", ";") if path.suffix.lower() == ".tsv" else (",", ";", "\t")
+        mark = max(marks, key=header.count)  # of equally many the first
         try:
             reader = csv.DictReader(file, delimiter=mark, strict=True)
             names, rows = list(reader.fieldnames or ()), list(reader)
