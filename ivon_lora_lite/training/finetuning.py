@@ -155,8 +155,7 @@ def finetune(
     with ExitStack() as stack:
         evaluation = Evaluation(held_out, format, eval_every) if eval_every else None
         callbacks = [*([evaluation] if evaluation else []), *callbacks]
-        files = [c.file for c in callbacks if hasattr(c, "file")]
-        known = {**config, "eval_every": eval_every}  # a checkpoint holds what was evaluated before it
+        files, known = [c.file for c in callbacks if hasattr(c, "file")], {**config, "eval_every": eval_every}
         folder, last = stack.enter_context(checkpoints(output_dir, known, files, save_every > 0, resume))
         reset_lora(model, seed)
         if start is not None:
@@ -226,8 +225,7 @@ def _questions(
     name, train, held_out = "questions", task, []
     if isinstance(task, Task):
         name, train, held_out = task.name, task.train, task.validation
-    train = list(train)[:train_size]
-    if not train:
+    if not (train := list(train)[:train_size]):
         raise ValueError("There are no training questions.")
     return name, train, list(held_out if validation is None else validation)[:size]
 
@@ -261,8 +259,7 @@ def _arguments(model: nn.Module, config: dict, folder: str, save_every: int, pro
         label_names=["answers"],
         logging_nan_inf_filter=False,  # a NaN must not be logged as the last finite loss
     )
-    # one process trains on one device: DataParallel would multiply the batch and cut packed questions in two
-    args._n_gpu = min(args.n_gpu, 1)
+    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would multiply the batch and cut packed questions in two
     return args
 
 
@@ -278,7 +275,7 @@ class AnswerTrainer(IVONTrainer):
         super().__init__(*args, **kwargs)
         self.format = format
         self.watching = [one for one in attached if hasattr(one, "see")]
-        # a layer that is computed again in the backward pass would miss what the forward pass had cached
+        # what is computed again in the backward pass would miss what the forward pass had cached
         again = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
         self.caching = nullcontext if again else parametrize.cached
         self.remove_callback(PrinterCallback)

@@ -136,3 +136,31 @@ def test_adapters_of_another_scale_are_not_merged(tiny_model):
         merge_runs(runs)
     with pytest.raises(ValueError, match="prior is -1; expected a finite precision"):
         merge_runs(runs[:1] * 2, prior=-1)
+
+
+def test_a_merged_posterior_is_as_wide_as_its_parts_and_merges_again(run):
+    """Two equal runs know twice as much together; λ and N add up, so a merged run can be merged again."""
+    two = merge_runs([run, run])
+    h = curvature(run)
+    ess, delta = run.posterior.metadata["ess"], run.posterior.metadata["weight_decay"]
+    for name, v in two.posterior.variance.items():
+        without_prior = 1 / (1 / run.posterior.variance[name] - ess * delta)  # v = 1/(λ(h + δ))
+        torch.testing.assert_close(v, without_prior / 2, rtol=1e-3, atol=0)
+        torch.testing.assert_close(two.posterior.mean[name], run.posterior.mean[name])
+        torch.testing.assert_close(curvature(two)[name], 2 * h[name], rtol=1e-3, atol=1e-6)
+    three = merge_runs([two, run])
+    for name, v in three.posterior.variance.items():
+        torch.testing.assert_close(v, two.posterior.variance[name] * 2 / 3, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "letter"}, "another format: text and letter"),
+        ({"classes": ["a", "b"]}, "another classes"),
+        ({"model": {"name": "other"}}, "another base model"),
+    ],
+)
+def test_runs_that_mean_different_things_are_not_merged(run, change, message):
+    with pytest.raises(ValueError, match=message):
+        merge_runs([run, replace(run, config={**run.config, **change})])

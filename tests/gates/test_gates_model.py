@@ -505,3 +505,14 @@ def test_the_names_of_weights_are_the_same_with_gates(tiny_model):
     assert all(torch.equal(own[name], w) for name, w in before.items())
     remove_gates(model)
     put_weights(model, own)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "ivon"])
+def test_layers_may_be_computed_again_in_the_backward_pass(tiny_folder, questions, optimizer):
+    runs = []
+    for again in (False, True):
+        model = load_model(tiny_folder, dtype="fp32", device="cpu", gradient_checkpointing=again, progress=False)
+        options = {"optimizer": optimizer, "steps": 4, "progress": False, "seed": 1}
+        runs.append(finetune(model, questions, gates=GateSettings(prior=0.5), **options))
+    for name, w in runs[0].weights.items():
+        torch.testing.assert_close(w, runs[1].weights[name], atol=1e-6, rtol=1e-5)

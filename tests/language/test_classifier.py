@@ -201,3 +201,15 @@ def test_training_continues_in_fp32_on_a_16_bit_base(deberta, tmp_path):
 def test_memory_of_an_encoder_is_counted(deberta):
     found = memory_of(transformers.AutoConfig.from_pretrained(deberta))
     assert found.lora == 4 * 8 * 4 * (32 + 32)  # bytes · rank · matrices · (in + out)
+
+
+def test_a_classifier_of_other_classes_gets_a_new_head(tiny_tokenizer, tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_labels=3
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    options = {"dtype": "fp32", "device": "cpu", "progress": False}
+    assert load_model(tmp_path, labels=3, **options).description["new"] == []
+    two = load_model(tmp_path, labels=2, **options)
+    assert two.description["new"] == ["classifier"] and two.config.num_labels == 2

@@ -477,3 +477,34 @@ def test_a_question_that_is_too_long_is_found_before_training(tiny_folder, tmp_p
 def test_columns_without_a_file_are_refused(capsys):
     assert main(["finetune", "--question", "q"]) == 2
     assert "--question describes your own data: name the file with --data" in capsys.readouterr().err
+
+
+def test_classes_heed_what_answers_are(tmp_path):
+    rows = [f"A text {i},{1 + i % 3}" for i in range(12)]
+    file = csv(tmp_path / "rated.csv", rows, "text,label")
+    labels = ["low", "mid", "high"]
+    task = load_task(file, labels=labels, answer_as="index1")
+    found = {q.stem: q.choices[q.answer] for q in every(task)}
+    assert found == {f"A text {i}": labels[i % 3] for i in range(12)}
+    with pytest.raises(ValueError, match="the class is '3'; expected low, mid, high"):
+        load_task(file, labels=labels)
+    for wrong in ("letter", "rubbish"):
+        with pytest.raises(ValueError, match=f"answer_as is '{wrong}'; a class is given as"):
+            load_task(file, labels=labels, answer_as=wrong)
+    with pytest.raises(ValueError, match="these rows have some"):
+        load_task(quiz(tmp_path / "quiz.csv"), labels=["x", "y"])
+
+
+def test_a_hidden_answer_is_no_class(tmp_path):
+    for part, answers in (("train", "0101"), ("validation", "01"), ("test", ("-1", "-1"))):
+        csv(tmp_path / f"{part}.csv", [f"{part} {i},{a}" for i, a in enumerate(answers)], "sentence,label")
+    with pytest.raises(ValueError, match="no training row has the class '-1'. If it hides the answer"):
+        load_task(tmp_path)
+
+
+def test_a_tsv_is_read_by_its_tabs(tmp_path):
+    file = tmp_path / "quiz.tsv"
+    rows = [f"What, then, is {i}?\tred\tblue\t{'AB'[i % 2]}" for i in range(8)]
+    file.write_text("\n".join(["question, in full, or so,\ta\tb\tanswer", *rows]), "utf8")
+    task = load_task(file, question="question, in full, or so,")
+    assert all(q.choices == ("red", "blue") for q in every(task)) and len(every(task)) == 8

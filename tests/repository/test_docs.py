@@ -201,6 +201,17 @@ def test_what_is_said_of_a_second_task_is_recorded():
     assert f"{gap['acc']['difference']:.3f}" == "-0.007"
     low, high = gap["nll"]["interval"]
     assert low < 0 < high
+    said = {("AdamW", "IVON"), ("AdamW + temperature", "IVON"), scaled}
+    for a, b in said:
+        gap = paired_differences([r.predictions for r in early[a]], [r.predictions for r in records[b]])
+        low, high = gap["nll"]["interval"]
+        text = f"{gap['nll']['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+        assert text in " ".join((ROOT / "docs" / "results.md").read_text("utf8").split())
+        assert (text in readme) == (a + b != "AdamW + temperatureIVON")
+        assert gap["acc"]["interval"][0] < 0 < gap["acc"]["interval"][1]
+        assert high < 0 if b != "IVON" else low < 0 < high
+    longer = paired_differences([r.predictions for r in early["AdamW"]], [r.predictions for r in records["AdamW"]])
+    assert longer["acc"]["interval"][1] < 0 < longer["nll"]["interval"][0]
     for title in ("AdamW", "IVON@mean"):
         assert abs(difference(early, title, f"{title} + temperature")["nll"]["difference"]) < 0.006
 

@@ -209,6 +209,17 @@ def test_both_optimizers_saw_the_same_questions_in_the_same_order(demo):
     assert first != second  # shuffled anew
 
 
+def test_a_second_demo_leaves_other_files_and_finished_seeds_in_its_folder(model, tmp_path):
+    options = {"model": model, "report": False, "weights": False, **TINY, "steps": 1, "test_size": 4, **QUIET}
+    run_demo(tmp_path / "out", **options)
+    (tmp_path / "out" / "seed1").mkdir()
+    (tmp_path / "out" / "seed1" / METRICS_FILE).write_text("{}")
+    (tmp_path / "out" / "predictions" / "old.safetensors").write_text("of a former demo")
+    run_demo(tmp_path / "out", **options)
+    assert (tmp_path / "out" / "seed1" / METRICS_FILE).read_text() == "{}"
+    assert not (tmp_path / "out" / "predictions" / "old.safetensors").exists()
+
+
 def test_paired_differences_in_the_metrics_are_ivon_minus_adamw(demo):
     record = metrics(demo[0])
     assert list(record["paired"]) == list(METHODS[2:])
@@ -472,6 +483,8 @@ def test_seeds_that_are_finished_are_not_run_again(model, tmp_path, capsys, monk
     assert f"{out / 'seed1'} is finished already." in capsys.readouterr().out
     assert main([*command, "--seeds", "1", "--steps", "2"]) == 2
     assert "was made with steps=1, and now steps=2 is asked for" in capsys.readouterr().err
+    assert main([*command, "--seeds", "1", "--test-size", "6", "--linear"]) == 2
+    assert "was made with test_size=4, and now test_size=6 is asked for" in capsys.readouterr().err
     assert (out / "seed1" / METRICS_FILE).read_bytes() == first
     summary = json.loads((out / "summary.json").read_text("utf8"))
     assert summary["seeds"] == [1, 2]

@@ -173,3 +173,10 @@ def test_a_run_on_classes_knows_its_choices(tiny_folder, tmp_path, capsys):
     run = load_run(out)
     task = load_task(tmp_path / "reviews.csv")
     assert question_for(run, task.test[0].stem).prompt == task.test[0].prompt
+
+
+@pytest.mark.parametrize("name", ["boolq", "winogrande_s", "glue/sst2"])
+def test_a_task_with_a_form_of_its_own_is_not_asked_in_another(run, name):
+    asked = replace(run, config={**run.config, "task": name, "format": "letter"})
+    with pytest.raises(ValueError, match=f"{name} asks in a form of its own"):
+        question_for(asked, "Is water wet?", ["yes", "no"])

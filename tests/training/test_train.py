@@ -306,3 +306,33 @@ def test_checkpoints_say_nothing_of_a_hub_that_cannot_be_reached(tiny_model, tas
         finetune(model, task, output_dir=tmp_path, save_every=2, **OPTIONS)
     assert not [str(w.message) for w in said if "config" in str(w.message)]
     assert (tmp_path / "checkpoint-6" / "adapter_model.safetensors").is_file()
+
+
+def test_one_process_trains_on_one_device(tiny_model, monkeypatch):
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self.__dict__.get("_n_gpu", 4) or 4))
+    config = {"optimizer": "adamw", "settings": {"lr": 1e-3, "weight_decay": 0.0}, "steps": 2, "batch_size": 4}
+    config |= {"accumulation": 1, "schedule": "linear", "seed": 0, "model": {}}
+    assert train_module._arguments(tiny_model(), config, "nowhere", 0, False)._n_gpu == 1
+
+
+def test_checkpoints_with_other_evaluations_are_of_another_run(tiny_model, task, tmp_path):
+    options = {"steps": 4, "train_size": 8, "progress": False, "output_dir": tmp_path, "save_every": 2}
+    finetune(tiny_model(), task, eval_every=0, **options)
+    with pytest.raises(ValueError, match="another run .eval_every 0, now 2"):
+        finetune(tiny_model(), task, eval_every=2, eval_size=4, resume=True, **options)
+    finetune(tiny_model(), task, eval_every=0, resume=True, **options)
+
+
+def test_a_run_that_is_replaced_leaves_other_files_in_its_folder(tiny_model, task, tmp_path):
+    run = finetune(tiny_model(), task, steps=1, train_size=8, progress=False, eval_every=0)
+    run.save(tmp_path / "run")
+    run.save_draw(tmp_path / "run" / "draw-0")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    run.posterior = None
+    run.config["optimizer"] = "adamw"
+    run.save(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "run" / "draw-0" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "run" / "posterior.safetensors").exists()

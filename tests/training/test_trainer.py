@@ -386,3 +386,10 @@ def test_what_works_beside_ivon_takes_the_average_over_its_draws():
         assert p.item() == before - 2
     beside.on_pre_optimizer_step(None, SimpleNamespace(global_step=0, max_steps=1), None, None)  # nothing to average
     assert p.item() == before - 2
+
+
+def test_an_optimizer_beside_ivon_is_refused(tiny_model, tmp_path):
+    model = tiny_model()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(ValueError, match="leave one of them out"):
+        IVONTrainer(model, arguments(tmp_path), train_dataset=rows(), ivon={"ess": 1e5}, optimizers=(optimizer, None))
