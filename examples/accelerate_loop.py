@@ -25,6 +25,7 @@ from ivon_lora_lite import (
 
 
 def main(output: str = "outputs/example-accelerate", name: str = "smollm2-135m", epochs: int = 2, size: int = 40):
+    torch.manual_seed(0)  # of LoRA's start, the order of questions and dropout
     accelerator = Accelerator(gradient_accumulation_steps=2)
     task, model = load_task("everyday"), load_model(name, device=str(accelerator.device))
     tokenizer = model.tokenizer

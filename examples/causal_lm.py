@@ -25,6 +25,7 @@ def mean_loss(model, batch: dict) -> torch.Tensor:
 
 
 def main(output: str = "outputs/example-causal-lm", name: str = "smollm2-135m", steps: int = 20) -> list[float]:
+    torch.manual_seed(0)  # of LoRA's start, the order of the data and dropout
     model = load_model(name)
     tokenizer = model.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

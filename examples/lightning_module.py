@@ -52,6 +52,7 @@ class Finetuning(lightning.LightningModule):
 
 
 def main(output: str = "outputs/example-lightning", name: str = "smollm2-135m", steps: int = 20) -> list[float]:
+    torch.manual_seed(0)  # of LoRA's start, the order of the data and dropout
     task, model = load_task("everyday"), load_model(name)
     tokenizer = model.tokenizer
     batches = DataLoader(task.train[:40], 4, shuffle=True, collate_fn=lambda questions: collate(questions, tokenizer))
