@@ -33,16 +33,24 @@ def base(tmp_path, tiny_model, tiny_tokenizer):
     return str(folder)
 
 
+def with_larger_steps(path):
+    """An example whose IVON has larger steps and less noise: a tiny random model learns nothing through the noise."""
+    script = load_script(path)
+    make = script.IVON
+    script.IVON = lambda params, **options: make(params, **{**options, "lr": 5.0, "ess": 2e8})
+    return script
+
+
 def test_an_accelerate_loop_accumulates_and_learns(tmp_path, base):
-    losses = load_script("examples/accelerate_loop.py").main(str(tmp_path / "out"), base, epochs=6)
-    assert len(losses) == 120 and sum(losses[-20:]) < sum(losses[:20])
+    losses = with_larger_steps("examples/accelerate_loop.py").main(str(tmp_path / "out"), base, epochs=6)
+    assert len(losses) == 120 and sum(losses[-20:]) < 0.9 * sum(losses[:20])
     assert GaussianPosterior.load(tmp_path / "out").metadata["step"] == 60
 
 
 def test_a_lightning_module_learns(tmp_path, base):
     pytest.importorskip("lightning")
-    losses = load_script("examples/lightning_module.py").main(str(tmp_path / "out"), base, steps=60)
-    assert len(losses) == 60 and sum(losses[-10:]) < sum(losses[:10])
+    losses = with_larger_steps("examples/lightning_module.py").main(str(tmp_path / "out"), base, steps=60)
+    assert len(losses) == 60 and sum(losses[-10:]) < 0.9 * sum(losses[:10])
     assert GaussianPosterior.load(tmp_path / "out").metadata["step"] == 60
 
 
