@@ -93,6 +93,7 @@ class Gates(nn.Module):
         self.names, self.pairs = tuple(pairs), tuple(pairs.values())
         self.layers = nn.ModuleList(LayerGates(pair, bits, rank, start) for pair in self.pairs)
         self.prior, self.frozen = prior, False
+        self.told = False  # whether decay() is called after every step; else a forward pass in training counts as one
         # LoRA of full rank in 16 bits; the bits of the activations cancel
         self.reference = sum(layer.r * (layer.d_in + layer.d_out) * FULL_BITS for layer in self.layers)
         self.generator = torch.Generator().manual_seed(seed)
@@ -105,6 +106,8 @@ class Gates(nn.Module):
         if not self.frozen:
             for gate in self.gates():
                 gate.noise.copy_(torch.rand(gate.noise.shape, generator=self.generator))
+        if not self.told:
+            self.decay()
         for layer, pair in zip(self.layers, self.pairs):
             for quantizer, module in ((layer.a, pair.a), (layer.b, pair.b)):
                 if quantizer is not None:

@@ -68,6 +68,7 @@ class GateTraining(Beside):
     def __init__(self, gates: Gates, settings: GateSettings):
         super().__init__(torch.optim.Adam(gates.parameter_groups(settings.lr, settings.range_lr)))
         self.gates, self.settings = gates, settings
+        gates.told = True
         self.history: list[dict] = []
         self.decisions: Decisions | None = None
 

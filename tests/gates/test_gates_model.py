@@ -516,3 +516,22 @@ def test_layers_may_be_computed_again_in_the_backward_pass(tiny_folder, question
         runs.append(finetune(model, questions, gates=GateSettings(prior=0.5), **options))
     for name, w in runs[0].weights.items():
         torch.testing.assert_close(w, runs[1].weights[name], atol=1e-6, rtol=1e-5)
+
+
+def test_ranges_shrink_once_a_step_and_in_a_loop_of_ones_own_with_every_forward_pass(tiny_model, batch):
+    def peaks(gates):
+        return [q.peak.item() for layer in gates.layers for q in (layer.a, layer.b)]
+
+    with GateSettings().attach(tiny_model(trained=True), seed=0) as training:
+        for pair in training.gates.pairs:
+            for module in (pair.a, pair.b):
+                module.parametrizations.weight.original.data.zero_()
+        before = peaks(training.gates)
+        for _ in range(3):
+            training.gates.draw()
+        assert peaks(training.gates) == before
+        training.on_step_end(None, None, None)
+        assert peaks(training.gates) == pytest.approx([0.99 * peak for peak in before])
+        training.gates.told = False
+        training.gates.draw()
+        assert peaks(training.gates) == pytest.approx([0.99**2 * peak for peak in before])

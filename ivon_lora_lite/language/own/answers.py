@@ -94,8 +94,8 @@ def classified(
     values = sorted({row.answer for row in every}, key=lambda v: (not v.isdecimal(), int(v) if v.isdecimal() else 0, v))
     words = list(labels) if labels else values
     if not labels and rows.get("train"):
-        odd = [row for row in every if row.answer not in {own.answer for own in rows["train"]}]
-        if odd:
+        known = {row.answer for row in rows["train"]}
+        if odd := [row for row in every if row.answer not in known]:
             raise ValueError(
                 f"{odd[0].where}: no training row has the class {odd[0].answer[:60]!r}. If it hides the answer, leave "
                 "that file out; if it is a class, list all of them with labels=…."
