@@ -53,7 +53,7 @@ class LowRankPosterior(Posterior):
             check_finite(name, "diagonal", self.diagonal[name], m.shape)
             check_finite(name, "deviations", self.deviations[name], (self.rank, *m.shape))
             if not (self.diagonal[name] > 0).all():
-                raise ValueError(f"{name}: diagonal has {self.diagonal[name].min().item()}, expected above 0.")
+                raise ValueError(f"{name}: diagonal must be above 0, not {self.diagonal[name].min().item()}.")
 
     @property
     def rank(self) -> int:
