@@ -60,12 +60,9 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
     first = runs[0]
     for run in runs:
         run.check_adapter()
-        for what, of in (("format", "format"), ("classes", "classes"), ("base model", "model")):
-            values = [r.config.get(of) for r in (first, run)]
-            if what == "base model":
-                values = [value.get("name") for value in values]
-            if values[0] != values[1]:
-                raise ValueError(f"The runs have another {what}: {values[0]} and {values[1]}.")
+        for (what, value), other in zip(_meaning(first).items(), _meaning(run).values()):
+            if value != other:
+                raise ValueError(f"The runs have another {what}: {value} and {other}.")
         if run.gates is not None:
             raise ValueError("A run with gates cannot be merged: its adapter is not LoRA's own.")
         if run.config["seed"] != first.config["seed"]:
@@ -92,6 +89,12 @@ def merge_runs(runs: Sequence[Run], *, prior: float = 0.0) -> Run:
     merged = first.derived("merged", weights=mean, posterior=posterior, config=config, history=[])
     merged.config.pop("data", None)  # of the first run's questions
     return merged
+
+
+def _meaning(run: Run) -> dict:
+    """What the answers of a run are, and of which model."""
+    config = run.config
+    return {"format": config["format"], "classes": config.get("classes"), "base model": config["model"].get("name")}
 
 
 def _adapter(run: Run) -> dict:

@@ -28,6 +28,6 @@ from .models import load_model
 from .needs import GIB, Memory, check_model, memory_of
 from .own import columns_like, read_stems
 from .questions import LETTERS, Question, Task, letter_prompt
-from .sources import TASKS
+from .sources import OWN_FORM, TASKS
 from .standin import LLAMA_2_7B, TINY, random_llama
 from .tasks import full_name, is_own, load_task, name_in_record

@@ -119,6 +119,7 @@ _GLUE = {
     "wnli": ("{} Does it follow that: {}", ("sentence1", "sentence2"), ("no", "yes")),
 }
 
+OWN_FORM = ("boolq", "winogrande", "glue/")  # beginnings of tasks whose prompt is not `letter_prompt`'s
 _ARC = ("id", "question", "choices", "answerKey")
 TASKS: dict[str, Source] = {
     "everyday": Source("", None, _ARC, _arc, "test", "everyday knowledge, embedded in this package", edition=2),

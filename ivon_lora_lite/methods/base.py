@@ -208,7 +208,7 @@ def named_pairs(model: nn.Module, params: Mapping[str, nn.Parameter]) -> dict[st
     for layer, pair in lora_layers(model).items():
         a, b = (names.get(id(module.weight)) for module in (pair.a, pair.b))
         if a is None or b is None:
-            raise ValueError(f"{layer}: A and B of LoRA must both be trainable (or neither), and without gates.")
+            raise ValueError(f"{layer}: A and B of LoRA must both be trainable, and without gates.")
         out[a] = b, pair
     return out
 

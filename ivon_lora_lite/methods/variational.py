@@ -31,13 +31,13 @@ class Owners:
     """Which question of a batch every token belongs to, so that questions can have noise of their own."""
 
     def __init__(self):
-        self.count, self.kept, self.owner = 0, torch.empty(0, dtype=torch.long), torch.full((0, 0), -1)
+        self.count, self.kept, self.owner = 0, slice(None), torch.full((0, 0), -1)
 
     def see(self, model: nn.Module, batch: dict, format: str) -> None:
         """Take over a batch before the forward pass."""
         kind = format_named(format)
-        places = kind.tokens(model, batch)
-        self.count, self.kept = len(places), kind.kept(model, batch).cpu()
+        places, kept = kind.tokens(model, batch), kind.kept(model, batch)
+        self.count, self.kept = len(places), slice(None) if kept is None else kept.cpu()
         self.owner = torch.full(kind.shape(model, batch), -1)
         for number, (rows, tokens) in enumerate(places):
             self.owner[rows.cpu(), tokens.cpu()] = number

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..evaluation import COVERAGE, Trained, abstain, choose_tau, mutual_information, predict, tau_sweep
-from ..language import LETTERS, Question, letter_prompt
+from ..language import LETTERS, OWN_FORM, Question, letter_prompt
 
 SAMPLES = 10
 TAUS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # among which a run chooses its own
@@ -172,7 +172,7 @@ def question_for(run: Trained, stem: str, choices: Sequence[str] | None = None) 
     except UnicodeEncodeError:
         raise ValueError(f"The question {stem[:60]!r} or one of its choices is no text in UTF-8.") from None
     task = str(run.config.get("task", ""))
-    if run.config.get("format") == "letter" and not own and task.startswith(("boolq", "winogrande", "glue/")):
+    if run.config.get("format") == "letter" and not own and task.startswith(OWN_FORM):
         raise ValueError(f"In the format letter {task} asks in a form of its own: make a Question and predict it.")
     if own and words == own:
         return Question(f"{stem} Answer:", words, 0, stem, words)

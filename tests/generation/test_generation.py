@@ -201,23 +201,3 @@ def test_a_chat_alone_and_a_classifier_are_refused(run):
     run.config["format"] = "class"
     with pytest.raises(ValueError, match="writes no texts"):
         generate(run, PROMPTS)
-
-
-def test_a_recurrence_writes_what_it_writes_alone(tiny_tokenizer):
-    import peft
-
-    config = transformers.AutoConfig.for_model(
-        "rwkv", vocab_size=512, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config)
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.data.normal_(0, 0.3)
-    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["key", "value"]))
-    model.tokenizer = tiny_tokenizer
-    run, prompts = without_training(model), ["Ice melts when it is warm and the sun is in the sky and", "The"]
-    both = generate(run, prompts, samples=1, max_new_tokens=8)[1]
-    alone = generate(run, prompts[1:], samples=1, max_new_tokens=8)[0]
-    assert (both.at_mean, both.texts) == (alone.at_mean, alone.texts)

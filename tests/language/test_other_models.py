@@ -12,10 +12,21 @@ import transformers
 from test_scoring import naive_letter, naive_text
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from ivon_lora_lite import GaussianPosterior, LoraSettings, collate, finetune, linearized, load_model, predict
+from ivon_lora_lite import (
+    GaussianPosterior,
+    LoraSettings,
+    Run,
+    collate,
+    finetune,
+    generate,
+    linearized,
+    load_model,
+    predict,
+)
 from ivon_lora_lite.language.formats import FORMATS
 from ivon_lora_lite.language.formats.base import appended
 from ivon_lora_lite.language.formats.kinds import EXACT, known_exact, window
+from ivon_lora_lite.methods import blob
 
 SIZES = {
     "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -103,6 +114,23 @@ def test_it_is_trained_drawn_from_and_linearised(kind, questions):
     draws = predict(model, questions[:2], posterior=small, samples=60).logits[:, 1, :2]
     expected = line.covariance[1, :2, :2].diagonal().sqrt()
     assert ((draws.std(0) / expected) - 1).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("format", ["text", "letter"])
+def test_noise_of_a_questions_own_is_trained_on_it(kind, questions, format):
+    model, _ = kind
+    run = blob(model, questions[:4], steps=1, batch_size=2, format=format, progress=False)
+    assert run.posterior.variance and all(v.isfinite().all() for v in run.weights.values())
+
+
+def test_it_writes_beside_others_what_it_writes_alone(kind):
+    model, _ = kind
+    posterior = GaussianPosterior.isotropic(model, 1e-3)
+    run = Run(model, posterior.mean, posterior, {"format": "text"})
+    prompts = ["Ice melts when it is warm and the sun is in the sky and", "The"]
+    both = generate(run, prompts, samples=1, max_new_tokens=8)[1]
+    alone = generate(run, prompts[1:], samples=1, max_new_tokens=8)[0]
+    assert (both.at_mean, both.texts) == (alone.at_mean, alone.texts)
 
 
 def test_windows_and_kinds_are_read_from_the_configuration(tiny_model):

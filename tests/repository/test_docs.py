@@ -201,15 +201,19 @@ def test_what_is_said_of_a_second_task_is_recorded():
     assert f"{gap['acc']['difference']:.3f}" == "-0.007"
     low, high = gap["nll"]["interval"]
     assert low < 0 < high
-    said = {("AdamW", "IVON"), ("AdamW + temperature", "IVON"), scaled}
-    for a, b in said:
+    results = " ".join((ROOT / "docs" / "results.md").read_text("utf8").split())
+
+    def text(found):
+        low, high = found["interval"]
+        return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+
+    for a, b, in_readme in (("AdamW", "IVON", True), ("AdamW + temperature", "IVON", False), (*scaled, True)):
         gap = paired_differences([r.predictions for r in early[a]], [r.predictions for r in records[b]])
-        low, high = gap["nll"]["interval"]
-        text = f"{gap['nll']['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
-        assert text in " ".join((ROOT / "docs" / "results.md").read_text("utf8").split())
-        assert (text in readme) == (a + b != "AdamW + temperatureIVON")
+        assert text(gap["nll"]) in results and (not in_readme or text(gap["nll"]) in readme)
         assert gap["acc"]["interval"][0] < 0 < gap["acc"]["interval"][1]
-        assert high < 0 if b != "IVON" else low < 0 < high
+        low, high = gap["nll"]["interval"]
+        assert low < 0 < high if b == "IVON" else high < 0
+        assert (a, b) != ("AdamW", "IVON") or text(gap["acc"]) in results
     longer = paired_differences([r.predictions for r in early["AdamW"]], [r.predictions for r in records["AdamW"]])
     assert longer["acc"]["interval"][1] < 0 < longer["nll"]["interval"][0]
     for title in ("AdamW", "IVON@mean"):
