@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..checks import check_counts
 from ..evaluation import Factors, Linearized, linearized, normal_points, visit_gradients
 from ..language import Question
 from ..training import Run
@@ -55,8 +56,7 @@ def correct_mean(
     facts = getattr(run.posterior, "metadata", {})
     if "prior_precision" not in facts:
         raise ValueError("The correction needs a run from laplace(run, task).")
-    if rank < 1:
-        raise ValueError(f"rank is {rank}; expected at least 1.")
+    check_counts(rank=rank)
     p, mean, variance = float(facts["prior_precision"]), run.posterior.mean, run.posterior.variance
     options = {"format": run.config["format"], "batch_size": batch_size, "progress": progress}
     line = linearized(run, questions, batch_size=batch_size, progress=progress)

@@ -19,7 +19,7 @@ def add(commands) -> None:
     p.add_argument("--no-weights", action="store_true", help="do not keep adapters and posterior")
     p.add_argument("--no-report", action="store_true", help="no report.html")
     p.add_argument("--out", type=Path, default=Path("outputs/demo"))
-    p.set_defaults(function=run)
+    p.set_defaults(function=run, seed=None)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> None:
     from ..studies.demo import METRICS_FILE, TAUS, run_demo, summarize, table
     from ..studies.report import verdicts
 
-    seeds = list(dict.fromkeys(args.seeds or [args.seed]))
+    if args.seeds and args.seed is not None:
+        raise ValueError("--seed is for one run and --seeds for several: leave one of them out.")
+    seeds = list(dict.fromkeys(args.seeds or [21 if args.seed is None else args.seed]))
     folders = [args.out / f"seed{seed}" if args.seeds else args.out for seed in seeds]
     names = ("task", "model", "steps", "train_size", "batch_size", "samples", "test_size", "format", "dtype")
     asked = {name: getattr(args, name) for name in (*names, "elsewhere", "linear")}

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_counts
 from ..language import Question, answer_logits, collate, evaluating, format_named, known_exact, tokenizer_of
 from ..posterior import Posterior, applied_weights, unwrapped
 from .scores import Predictions
@@ -95,8 +96,7 @@ def predict(
     Raises:
         ValueError: there are no questions; draws are asked of something that has no posterior.
     """
-    if samples < 0:
-        raise ValueError(f"samples is {samples}; expected 0 (the mean) or a number of draws.")
+    check_counts(0, samples=samples)
     asked = asked_of(source, questions, posterior, format)
     if samples and asked.posterior is None:
         raise ValueError("There is no posterior to draw from: finetune with optimizer='ivon', or use samples=0.")
@@ -134,8 +134,7 @@ class Batches:
         self, posterior: Posterior, seeds: Sequence[int], tau: float, together: int = 5, progress: bool = False
     ) -> Tensor:
         """Logits ``[S, N, C]`` of the draws with these seeds, ``together`` of them in one forward pass."""
-        if together < 1:
-            raise ValueError(f"draws_per_pass is {together}; expected at least 1.")
+        check_counts(draws_per_pass=together)
         if together == 1 or len(seeds) == 1 or not self._stacks(posterior.mean):
             contexts = [lambda s=s: posterior.applied(self.model, s, tau) for s in seeds]
             return torch.stack([self.logits(context, progress) for context in contexts])

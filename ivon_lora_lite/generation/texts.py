@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..checks import check_counts
 from ..evaluation import Trained
 from ..language import evaluating, known_exact, precision, token_ids, tokenizer_of
 from ..posterior import applied_weights, unwrapped
@@ -104,10 +105,8 @@ def generate(
     """
     if not prompts or isinstance(prompts, str) or isinstance(prompts[0], Mapping):
         raise ValueError(f"prompts is {prompts!r}; expected a list of prompts (a chat is a list in it).")
-    if samples < 0:
-        raise ValueError(f"samples is {samples}; expected 0 (the mean) or a number of draws.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
+    check_counts(0, samples=samples)
+    check_counts(batch_size=batch_size)
     several = getattr(options.get("generation_config"), "num_return_sequences", None)
     if (options.get("num_return_sequences") or several or 1) != 1:
         raise ValueError("A draw writes one text: leave num_return_sequences out, and set samples.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..checks import check_counts
 from ..evaluation import Trained, entropy
 from ..language import evaluating, precision, tokenizer_of
 from ..posterior import unwrapped
@@ -58,8 +59,7 @@ def token_uncertainty(
     """
     if run.posterior is None:
         raise ValueError("This run has no posterior to draw from: finetune with optimizer='ivon'.")
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; expected at least 1.")
+    check_counts(samples=samples)
     run.check_adapter()
     model, tokenizer = unwrapped(run.model), tokenizer_of(run.model)
     start = prompt_tokens(tokenizer, prompt, chat)

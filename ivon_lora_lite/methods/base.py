@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..checks import check_counts
 from ..evaluation import Predictions, predict
 from ..language import Question, Task, full_name, is_own
 from ..posterior import LoraPair, Posterior, lora_layers
@@ -67,10 +68,8 @@ class Settings:
         counts = ("rank", "steps", "batch_size", "evaluations", "samples", "further_steps", "collect_every")
         for name in (*counts, "train_size", "test_size", "validation_size", "shift_size"):
             value = getattr(self, name)
-            if value is None and name not in counts:
-                continue
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1.")
+            if value is not None or name in counts:
+                check_counts(**{name: value})
         if self.split not in ("test", "validation"):
             raise ValueError(f"There is no split {self.split!r} to report on: choose test or validation.")
 

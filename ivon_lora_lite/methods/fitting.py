@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_known
 from ..language import evaluating
 from ..posterior import GaussianPosterior, applied_weights, read_weights, settable
 from ..training import choose_sigma
@@ -59,8 +60,7 @@ def fit_posterior(
     Raises:
         ValueError: an unknown method, no batches, a loss that is not finite, or a batch without terms.
     """
-    if method not in METHODS_OF_FIT:
-        raise ValueError(f"There is no method {method!r}. Known methods: {', '.join(METHODS_OF_FIT)}.")
+    check_known("method", method, METHODS_OF_FIT)
     parts = [(float((size or _length)(batch)), batch) for batch in batches]  # size and batch
     if not parts:
         raise ValueError("There are no batches to fit the posterior to.")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..checks import check_known
 from ..evaluation import Linearized, linearized, linearized_together, nll
 from ..language import Question, Task
 from ..posterior import GaussianPosterior, KroneckerPosterior
@@ -60,8 +61,7 @@ def laplace(
         ("centre", centre, CENTRES),
         ("precision", precision, CHOSEN_BY),
     ):
-        if value not in known:
-            raise ValueError(f"There is no {name} {value!r}. Known: {', '.join(known)}.")
+        check_known(name, value, known)
     if precision == "validation" and not isinstance(task, Task):
         raise ValueError("precision='validation' needs a task with validation questions.")
     questions = task.train[: run.config["train_size"]] if isinstance(task, Task) else task

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..checks import check_known
 from ..evaluation import Predictions, predict
 from ..language import Question
 from ..posterior import GaussianPosterior, settable
@@ -113,8 +114,7 @@ def tfb(
         ValueError: an unknown option, or noise of the smallest size is beyond the tolerance.
     """
     for name, value, known in (("criterion", criterion, CRITERIA), ("labels", labels, LABELS)):
-        if value not in known:
-            raise ValueError(f"There is no {name} {value!r}. Known: {', '.join(known)}.")
+        check_known(name, value, known)
     weights, inverse = balanced(run.model, run.weights)
     facts = {"task": run.config["task"], "anchors": len(anchors), "tolerance": tolerance}
     facts |= {"criterion": criterion, "labels": labels}

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 from transformers import TrainerCallback
 
+from ..checks import check_counts
 from ..evaluation import predict
 from ..files import read_json
 from ..language import Question, Task
@@ -38,8 +39,8 @@ class WeightCollector(TrainerCallback):
     reads_weights = True
 
     def __init__(self, every: int = 5, rank: int = 10):
-        if every < 1 or rank < 0:
-            raise ValueError(f"every is {every} and rank is {rank}; expected at least 1 and 0.")
+        check_counts(every=every)
+        check_counts(0, rank=rank)
         self.every, self.rank = every, rank
         self.forget()
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..checks import check_counts
 from ..posterior import restored
 
 START = 0.03  # where the search for σ begins
@@ -126,8 +127,7 @@ def noise_cost(
         raise ValueError("There are no trainable parameters to put noise on.")
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma is {sigma}; expected a finite number of at least 0.")
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; expected at least 1.")
+    check_counts(draws=draws)
 
     def value(of: float) -> float:
         out = float(loss())

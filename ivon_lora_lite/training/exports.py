@@ -52,7 +52,7 @@ def merge(run: Trained, folder: str | os.PathLike, seed: int | None = None, tau:
         FileExistsError: the folder holds files.
     """
     run.check_adapter()
-    if run.config["model"].get("quantize") in ("8bit", "4bit"):
+    if getattr(unwrapped(run.model).get_base_model(), "is_quantized", False):  # transformers' own mark
         raise ValueError("LoRA cannot be merged into a quantised model without loss: load the run with quantize=None.")
     if seed is not None and run.posterior is None:
         raise ValueError("This run has no posterior to draw from: leave seed out.")

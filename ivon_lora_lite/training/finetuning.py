@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import trainer as transformers_trainer
 
+from ..checks import check_counts, check_known
 from ..language import (
     Question,
     Task,
@@ -34,7 +35,7 @@ from .callbacks import Bar, Evaluation
 from .checkpoints import check_attachments, checkpoints, fingerprint
 from .presets import check_settings, completed, hyperparameters, run_options
 from .run import Run
-from .trainer import IVONTrainer
+from .trainer import IVONTrainer, check_device
 
 OPTIMIZERS = ("ivon", "adamw")
 SCHEDULES = ("linear", "constant")
@@ -134,7 +135,7 @@ def finetune(
     steps, format, eval_every = options["steps"], options["format"], options["eval_every"]
     check_choices(optimizer, format, schedule)
     check_settings(optimizer, settings)
-    _check_counts(steps=steps, batch_size=batch_size, accumulation=accumulation)
+    check_counts(steps=steps, batch_size=batch_size, accumulation=accumulation)
     steps, batch_size, accumulation, seed = map(index, (steps, batch_size, accumulation, seed))  # NumPy's too
     if eval_every and not held_out:
         raise ValueError("eval_every needs validation questions: give validation=, which training must not contain.")
@@ -188,11 +189,9 @@ def finetune(
 
 def check_choices(optimizer: str, format: str, schedule: str = "linear") -> None:
     """Refuse an unknown optimizer, answer format or schedule of the learning rate."""
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"There is no optimizer {optimizer!r}. Known: {', '.join(OPTIMIZERS)}.")
+    check_known("optimizer", optimizer, OPTIMIZERS)
     format_named(format)
-    if schedule not in SCHEDULES:
-        raise ValueError(f"There is no schedule {schedule!r}. Known schedules: {', '.join(SCHEDULES)}.")
+    check_known("schedule", schedule, SCHEDULES)
 
 
 def check_finite_run(run: Run, trainer: IVONTrainer) -> None:
@@ -210,12 +209,6 @@ def check_finite_run(run: Run, trainer: IVONTrainer) -> None:
             "No step had finite gradients, so nothing was learned: the loss overflows at every draw. Is the base model "
             "sound, and the noise (1/√(ess · hess_init)) not too large?"
         )
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1.")
 
 
 def _questions(
@@ -260,6 +253,7 @@ def _arguments(model: nn.Module, config: dict, folder: str, save_every: int, pro
         logging_nan_inf_filter=False,  # a NaN must not be logged as the last finite loss
     )
     args._n_gpu = min(args.n_gpu, 1)  # DataParallel would multiply the batch and cut packed questions in two
+    check_device(model, args.device)
     return args
 
 

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Mapping
 
+from ..checks import check_known
 from ..ivon import IVON
 from .prior import sqrt_ess
 
@@ -50,8 +51,7 @@ def hyperparameters(optimizer: str, preset: str, task: str, steps: int | None = 
     Raises:
         ValueError: unknown preset, or the paper's preset for a task that the paper does not have.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"There is no preset {preset!r}. Known presets: {', '.join(PRESETS)}.")
+    check_known("preset", preset, PRESETS)
     if preset == "small":
         found = _interpolated(_SMALL[optimizer], _RUNS["small"]["steps"] if steps is None else steps)
         return {**_PAPER, "hess_init": 1e-3, **found} if optimizer == "ivon" else {**found, "weight_decay": 0.0}
@@ -126,7 +126,6 @@ def run_options(
     Raises:
         ValueError: unknown preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"There is no preset {preset!r}. Known presets: {', '.join(PRESETS)}.")
+    check_known("preset", preset, PRESETS)
     given = {"steps": steps, "format": format, "eval_every": eval_every}
     return _RUNS[preset] | {name: value for name, value in given.items() if value is not None}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from transformers import Trainer
 
+from ..checks import check_known
 from ..ivon import IVON, advice_by_topic
 from ..posterior import GaussianPosterior, Posterior, load_posterior, lora_parameters, unwrapped
 from .prior import PerMatrixIVON
@@ -54,8 +55,7 @@ class IVONMixin:
             if self.optimizer is not None:
                 raise ValueError("ivon= makes the optimizer, and optimizers= has one already: leave one of them out.")
             self._check_loop(ivon.get("mc_samples", 1))
-            if ivon.get("prior", "fixed") not in PRIORS:
-                raise ValueError(f"There is no prior {ivon['prior']!r}. Known priors: {', '.join(PRIORS)}.")
+            check_known("prior", ivon.get("prior", "fixed"), PRIORS)
 
     def _check_loop(self, draws: int) -> None:
         if getattr(self, "is_deepspeed_enabled", False) or getattr(self, "is_fsdp_enabled", False):
@@ -154,6 +154,16 @@ class IVONMixin:
 def head_of(model) -> str:
     """The name of a model's class, without PEFT around it."""
     return type(unwrapped(model.get_base_model() if hasattr(model, "get_base_model") else model)).__name__
+
+
+def check_device(model: torch.nn.Module, device: torch.device) -> None:
+    """Refuse a model on another GPU than the one on which the Trainer would put the questions."""
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    if not spread and model.device.type == device.type == "cuda" and (model.device.index or 0) != (device.index or 0):
+        raise ValueError(
+            f"The model is on {model.device}, and the Trainer of this process works on {device}: start Python with "
+            f"CUDA_VISIBLE_DEVICES={model.device.index or 0}, and leave device= out."
+        )
 
 
 def averaging(model, logits) -> tuple[Callable, Callable]:

@@ -90,9 +90,9 @@ def test_a_prompt_without_tokens_and_counts_that_are_too_small_are_refused(tiny_
         generate(run, [PROMPTS[0], ""], chat=False)
     with pytest.raises(ValueError, match="The prompt '' has no tokens"):
         token_uncertainty(run, "", " it is warm", chat=False)
-    with pytest.raises(ValueError, match="samples is -3; expected 0"):
+    with pytest.raises(ValueError, match="samples is -3; expected a whole number of at least 0"):
         generate(run, PROMPTS, samples=-3)
-    with pytest.raises(ValueError, match="batch_size is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="batch_size is 0; expected a whole number of at least 1"):
         generate(run, PROMPTS, batch_size=0)
 
 

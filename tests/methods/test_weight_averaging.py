@@ -86,8 +86,8 @@ def test_the_collector_does_not_keep_a_view_of_the_weights():
 
 
 def test_too_little_to_collect_is_refused():
-    for every, rank in ((0, 2), (1, -1)):
-        with pytest.raises(ValueError, match="expected at least 1 and 0"):
+    for every, rank, said in ((0, 2, "every is 0; expected .* at least 1"), (1, -1, "rank is -1; .* at least 0")):
+        with pytest.raises(ValueError, match=said):
             WeightCollector(every, rank)
     with pytest.raises(ValueError, match="No weights were collected"):
         WeightCollector(3).mean()

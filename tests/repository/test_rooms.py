@@ -10,8 +10,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "ivon_lora_lite"
 # a module may import from its own room and from those before it
 ROOMS = [
-    "locks", "files", "ivon", "posterior", "language", "evaluation", "generation", "plots", "training",
-    "applications", "methods", "gates", "studies", "cli", "__main__", "__init__",
+    "checks", "locks", "files", "ivon", "posterior", "language", "evaluation", "generation", "plots",
+    "training", "applications", "methods", "gates", "studies", "cli", "__main__", "__init__",
 ]  # fmt: skip
 SMALL_LIBRARY = ("ivon", "posterior", "evaluation")
 MODULES = {

@@ -481,6 +481,8 @@ def test_seeds_that_are_finished_are_not_run_again(model, tmp_path, capsys, monk
     assert main([*command, "--seeds", "1", "2", "2"]) == 0
     assert seeds == [2]  # once, although it was named twice
     assert f"{out / 'seed1'} is finished already." in capsys.readouterr().out
+    assert main([*command, "--seeds", "1", "--seed", "2"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
     assert main([*command, "--seeds", "1", "--steps", "2"]) == 2
     assert "was made with steps=1, and now steps=2 is asked for" in capsys.readouterr().err
     assert main([*command, "--seeds", "1", "--test-size", "6", "--linear"]) == 2

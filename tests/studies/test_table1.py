@@ -326,7 +326,7 @@ def test_without_weights_swa_is_trained_on_its_own_and_is_the_same(made, tiny_fo
 
 def test_plan_refuses_what_cannot_be_made():
     for arguments, message in (
-        ((["everyday"], ["adam"], [21]), "There is no method 'adam'. Known methods: adamw, adamw@early"),
+        ((["everyday"], ["adam"], [21]), "There is no method 'adam'. Known: adamw, adamw@early"),
         ((["everyday"], [], [21]), "at least one task, one method and one seed"),
         ((["everyday"], ["adamw", "ensemble"], [21, 21]), "at least two seeds"),
     ):
@@ -428,7 +428,7 @@ def test_an_empty_folder_has_no_table(tmp_path, capsys):
 
 
 def test_settings_out_of_range_are_named():
-    with pytest.raises(ValueError, match="steps is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="steps is 0; expected a whole number of at least 1"):
         Settings(steps=0)
     with pytest.raises(ValueError, match="test_size is 0"):
         Settings(test_size=0)

@@ -1,7 +1,9 @@
 """finetune(): what is the same for both optimizers, what a seed fixes, how it resumes."""
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from ivon_lora_lite import IVON, GaussianPosterior, advice, finetune, hyperparam
 from ivon_lora_lite.training import Bar
 from ivon_lora_lite.training import finetuning as train_module
 from ivon_lora_lite.training.checkpoints import fingerprint
+from ivon_lora_lite.training.trainer import check_device
 
 OPTIONS = {"steps": 6, "batch_size": 2, "progress": False}
 
@@ -261,7 +264,7 @@ def test_the_learning_rate_decays_or_stays(tiny_model, task, optimizer):
     assert rates["constant"] == [1e-3] * 6
     assert rates["linear"] == pytest.approx([1e-3 * (6 - i) / 6 for i in range(6)])
     assert finetune(model, task, optimizer=optimizer, **OPTIONS).config["schedule"] == "linear"
-    with pytest.raises(ValueError, match="no schedule 'cosine'. Known schedules: linear, constant"):
+    with pytest.raises(ValueError, match="no schedule 'cosine'. Known: linear, constant"):
         finetune(model, task, schedule="cosine", **OPTIONS)
 
 
@@ -315,6 +318,21 @@ def test_one_process_trains_on_one_device(tiny_model, monkeypatch):
     config = {"optimizer": "adamw", "settings": {"lr": 1e-3, "weight_decay": 0.0}, "steps": 2, "batch_size": 4}
     config |= {"accumulation": 1, "schedule": "linear", "seed": 0, "model": {}}
     assert train_module._arguments(tiny_model(), config, "nowhere", 0, False)._n_gpu == 1
+
+
+@pytest.mark.parametrize("of_model, of_trainer, spread, refused", [
+    ("cuda:1", "cuda:0", {}, True),
+    ("cuda:1", "cuda", {}, True),
+    ("cuda:1", "cuda:0", {"": 1}, True),
+    ("cuda:0", "cuda", {}, False),
+    ("cuda:1", "cuda:1", {}, False),
+    ("cuda:1", "cuda:0", {"a": 0, "b": 1}, False),
+    ("cpu", "cuda:1", {}, False),
+])  # fmt: skip
+def test_a_model_on_another_gpu_than_the_trainers_is_refused(of_model, of_trainer, spread, refused):
+    model = SimpleNamespace(device=torch.device(of_model), hf_device_map=spread)
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=1") if refused else nullcontext():
+        check_device(model, torch.device(of_trainer))
 
 
 def test_checkpoints_with_other_evaluations_are_of_another_run(tiny_model, task, tmp_path):

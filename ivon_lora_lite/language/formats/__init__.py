@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...checks import check_known
 from ...posterior import unwrapped
 from ..accessors import tokenizer_of
 from ..questions import Question
@@ -31,8 +32,7 @@ def format_named(name: str) -> Format:
     Raises:
         ValueError: there is none.
     """
-    if name not in FORMATS:
-        raise ValueError(f"There is no answer format {name!r}. Known formats: {', '.join(FORMATS)}.")
+    check_known("answer format", name, FORMATS)
     return FORMATS[name]
 
 

@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from numbers import Number
 from pathlib import Path
 
+from ...checks import check_counts, check_known
 from ...files import read_json
 from ...language import full_name
 from ...methods import METHODS, METRICS_FILE, Settings
@@ -40,8 +41,7 @@ def order(method: str) -> tuple:
 def known(methods: Iterable[str]) -> None:
     """Refuse the name of a method that there is not."""
     for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"There is no method {method!r}. Known methods: {', '.join(METHODS)}.")
+        check_known("method", method, METHODS)
 
 
 def check_chosen(chosen: Mapping) -> None:
@@ -128,10 +128,8 @@ def run_table(
         ModuleNotFoundError: Ray is not installed.
     """
     out, settings = Path(out), settings or Settings()
-    if engine not in ENGINES:
-        raise ValueError(f"There is no engine {engine!r}. Known engines: {', '.join(ENGINES)}.")
-    if jobs < 1:
-        raise ValueError(f"jobs is {jobs}; expected at least 1.")
+    check_known("engine", engine, ENGINES)
+    check_counts(jobs=jobs)
     tasks = [full_name(task) for task in tasks]
     _check_names([*tasks, *map(full_name, settings.shift)])
     check_chosen(settings.chosen)
