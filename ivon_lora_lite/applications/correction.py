@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_counts
-from ..evaluation import Factors, Linearized, linearized, normal_points, visit_gradients
+from ..evaluation import Factors, Linearized, linearized, normal_points, pulled_back, visit_gradients
 from ..language import Question
 from ..training import Run
 
@@ -118,9 +118,8 @@ def pull_back(run: Run, questions: Sequence[Question], residual: Tensor, options
     total = {name: torch.zeros_like(m) for name, m in run.posterior.mean.items()}
 
     def add(index: int, f: Tensor, factors: Factors) -> None:
-        r = residual[index, : len(f)].to(f)
-        for name, (x, g) in factors.items():
-            total[name] += torch.einsum("c,cto,ti->oi", r, g, x).cpu()
+        for name, gradient in pulled_back(residual[index, : len(f)].to(f), factors).items():
+            total[name] += gradient.cpu()
 
     visit_gradients(run.model, run.posterior.mean, questions, add, **options)
     return total

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..evaluation import Factors, Linearized, visit_gradients
+from ..evaluation import Factors, Linearized, pulled_back, visit_gradients
 from ..language import Question
 from ..training import Run
 
@@ -149,8 +149,7 @@ def loss_gradient(f: Tensor, factors: Factors, answer: int) -> tuple[dict[str, T
     log_p = f.log_softmax(-1)
     residual = log_p.exp()
     residual[answer] -= 1  # ∂ℓ/∂f
-    gradient = {name: torch.einsum("c,cto,ti->oi", residual, g, x) for name, (x, g) in factors.items()}
-    return gradient, -float(log_p[answer])
+    return pulled_back(residual, factors), -float(log_p[answer])
 
 
 def _gaussian(run: Run) -> tuple[Mapping[str, Tensor], float, int]:

@@ -23,7 +23,7 @@ from .decisions import (
     risk_coverage,
     shift_detection,
 )
-from .jacobians import Factors, jacobian, visit_gradients
+from .jacobians import Factors, jacobian, pulled_back, visit_gradients
 from .linearization import Linearized, linearized, linearized_together, normal_points
 from .metrics import (
     BINS,

@@ -27,6 +27,11 @@ def jacobian(factors: Factors) -> dict[str, Tensor]:
     return {name: torch.einsum("cto,ti->coi", g, x) for name, (x, g) in factors.items()}
 
 
+def pulled_back(residual: Tensor, factors: Factors) -> dict[str, Tensor]:
+    """Σ_c r_c ∂f_c/∂W of every factor, name → ``[out, in]``, for r ``[C]``: the chain rule from f to the weights."""
+    return {name: torch.einsum("c,cto,ti->oi", residual, g, x) for name, (x, g) in factors.items()}
+
+
 def visit_gradients(
     model: nn.Module,
     weights: Mapping[str, Tensor],
@@ -78,24 +83,23 @@ def _visit_batch(
             hook.remove()
     if f.isnan().any() or (f == torch.inf).any():
         raise FloatingPointError("The model's answer logits are not finite: its weights are broken.")
-    rows = format_named(format).shape(model, batch)[0]
+    kind = format_named(format)
+    rows, length = kind.shape(model, batch)
     for name, module in modules.items():
-        x = seen[module][0] if module in seen else None
-        if x is None or x.dim() != 3 or len(x) != rows:
+        if module not in seen or (x := seen[module][0]).dim() != 3 or len(x) != rows:
             raise ValueError(f"{name} is not applied to every token of a batch: its Jacobian is not known, use draws.")
     outputs = [seen[module][1] for module in modules.values()]
     # a question's tokens do not attend to another question: one backward pass gives the gradients of the whole batch
     grads = [torch.autograd.grad(c[c.isfinite()].sum(), outputs, retain_graph=True) for c in f.unbind(1)]
-    kind = format_named(format)
-    length, kept = kind.shape(model, batch)[1], kind.kept(model, batch)
-    for b, (rows, tokens) in enumerate(kind.tokens(model, batch)):
+    kept = kind.kept(model, batch)
+    for b, (own_rows, tokens) in enumerate(kind.tokens(model, batch)):
         choices = range(int(f[b].isfinite().sum()))
         factors = {}
         for k, (name, module) in enumerate(modules.items()):
-            x, places = seen[module][0], (rows, tokens)
+            x, places = seen[module][0], (own_rows, tokens)
             if x.shape[1] != length:  # the output layer, which runs at some positions only
                 own, column = (tokens[:, None] == kept.to(tokens.device)).nonzero(as_tuple=True)
-                places = (rows[own], column)
+                places = (own_rows[own], column)
             g = torch.stack([grads[c][k][places] for c in choices]).float()  # [C, T, out]
             factors[name] = (x[places].float(), g)
         visit(index[b], f[b, : len(choices)].detach(), factors)

@@ -34,9 +34,10 @@ class Format(ABC):
     def logits(self, model: nn.Module, batch: Batch, copies: int) -> Tensor:
         """Answer logits ``[copies, B, C]`` of the batch, repeated ``copies`` times side by side."""
 
-    @abstractmethod
     def tokens(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Where the model gets the tokens of each question, padding left out: B pairs (rows, positions) ``[T]``."""
+        own = [row.nonzero().flatten() for row in batch["attention_mask"]]
+        return [(torch.full_like(positions, b), positions) for b, positions in enumerate(own)]
 
     def shape(self, model: nn.Module, batch: Batch) -> tuple[int, int]:
         """Rows and positions of what the model gets."""

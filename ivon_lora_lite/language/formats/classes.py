@@ -44,7 +44,3 @@ class ClassFormat(Format):
         if logits.shape[-1] != wanted:
             raise ValueError(f"The classifier has {logits.shape[-1]} labels and the questions have {wanted} choices.")
         return logits.view(copies, -1, wanted)
-
-    def tokens(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        mask = batch["attention_mask"]
-        return [(torch.full_like(own, b), own) for b, own in enumerate(row.nonzero().flatten() for row in mask)]

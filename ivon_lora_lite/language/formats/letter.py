@@ -56,9 +56,9 @@ class LetterFormat(Format):
         return torch.tensor([batch["input_ids"].shape[1] - 1]) if known_exact(model) else None
 
     def tokens(self, model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        mask = batch["attention_mask"]
-        mask = mask if known_exact(model) else mask.sort(dim=-1, descending=True).values
-        return [(torch.full_like(own, b), own) for b, own in enumerate(row.nonzero().flatten() for row in mask)]
+        if not known_exact(model):  # padding stands on the right
+            batch = {**batch, "attention_mask": batch["attention_mask"].sort(dim=-1, descending=True).values}
+        return super().tokens(model, batch)
 
 
 def answer_token(tokenizer, prompt: str, word: str) -> int:
