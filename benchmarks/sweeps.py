@@ -20,8 +20,16 @@ from pathlib import Path
 
 import torch
 
-from ivon_lora_lite import GaussianPosterior, Predictions, linearized, load_model, load_run, load_task, predict
-from ivon_lora_lite import tau_sweep as sampled
+from ivon_lora_lite import (
+    GaussianPosterior,
+    Predictions,
+    linearized,
+    load_model,
+    load_run,
+    load_task,
+    predict,
+    tau_sweep as sampled,
+)
 from ivon_lora_lite.files import keep_options, provenance
 from ivon_lora_lite.language import full_name
 

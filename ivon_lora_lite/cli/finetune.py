@@ -84,8 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, usual: dict, lora, gates, out: Path, first: bool) -> None:
     from ..language import check_askable, load_model
-    from ..training import finetune as run_finetune
-    from ..training import save_run, write_card
+    from ..training import finetune as run_finetune, save_run, write_card
 
     task = task_of(args)
     model = load_model(

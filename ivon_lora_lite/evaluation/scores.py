@@ -86,7 +86,7 @@ class Predictions:
         return cls(tensors["logits"], tensors["labels"], facts)
 
 
-class Scores(dict):
+class Scores(dict[str, float]):
     """``{"acc": …, "ece": …, "nll": …, "brier": …}`` with ``.intervals`` (95 %) and a readable ``str``.
 
     Attributes:

@@ -1,9 +1,12 @@
 """LoRA on a base model: its settings, the layers it goes on, and adapters that exist already."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -11,6 +14,9 @@ from torch import nn
 
 from ..files import first_line, read_json
 from ..posterior import PREFIX, check_saveable, trainable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # query and value projections; PEFT knows them for most architectures, these it lacks or splits differently
 TARGETS = {
@@ -95,7 +101,7 @@ def _listed(targets: str | Sequence[str] | None) -> str | list[str] | None:
     return targets if isinstance(targets, str) else sorted(targets) if targets else None
 
 
-def load_adapter(base: nn.Module, folder: str | os.PathLike) -> nn.Module:
+def load_adapter(base: nn.Module, folder: str | os.PathLike) -> PeftModel:
     import peft
 
     folder = Path(folder)

@@ -1,10 +1,13 @@
 """Base models with LoRA: the embedded SmolLM2-135M, or one of the Hugging Face Hub; language models and classifiers."""
 
+from __future__ import annotations
+
 import os
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +19,9 @@ from .dequantised import dequantised
 from .hardware import DTYPES, native_dtype, resolve
 from .locating import EMBEDDED, HUB_ID, embedded_file, locate, not_found, quiet
 from .needs import check_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def load_model(
@@ -29,7 +35,7 @@ def load_model(
     device: str | None = None,
     gradient_checkpointing: bool = False,
     progress: bool = True,
-) -> nn.Module:
+) -> PeftModel:
     """Load a base model, freeze it and put LoRA on it.
 
     With ``"8bit"`` or ``"4bit"`` the model is prepared as PEFT documents: the linear layers are quantised; LoRA,
@@ -146,7 +152,7 @@ def _prepared(base: nn.Module, quantize: str | None, device: str, gradient_check
     return base
 
 
-def _with_lora(base: nn.Module, settings: LoraSettings, kind: str, head: list[str]) -> nn.Module:
+def _with_lora(base: nn.Module, settings: LoraSettings, kind: str, head: list[str]) -> PeftModel:
     """The base with new LoRA weights."""
     import peft
 

@@ -3,6 +3,7 @@
 import math
 from collections import UserDict
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from .laplace_approximation import prior_precision
 from .tfb import RANGE, balanced, largest_within, noisy
 
 METHODS_OF_FIT = ("tfb", "laplace_diag", "isotropic")
-Loss = Callable[[nn.Module, object], Tensor]
+Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def fit_posterior(
@@ -29,7 +30,7 @@ def fit_posterior(
     precision: float | None = None,
     samples: int = 4,
     seed: int = 0,
-    size: Callable[[object], float] | None = None,
+    size: Callable[[Any], float] | None = None,
 ) -> GaussianPosterior:
     """Put a Gaussian around a model's trainable weights, as they are, without training.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from torch import Tensor
 
-from ..evaluation import METRICS, Scores, TauSweep, score
+from ..evaluation import METRICS, TauSweep, score
 from .figures import (
     curve_text,
     draws_text,
@@ -37,7 +37,12 @@ class TauExplorer:
     ``sweep_html(sweep, path)`` show the same.
     """
 
-    def __init__(self, sweep: TauSweep, questions: Sequence | None = None, rivals: Mapping[str, Scores] | None = None):
+    def __init__(
+        self,
+        sweep: TauSweep,
+        questions: Sequence | None = None,
+        rivals: Mapping[str, Mapping[str, float]] | None = None,
+    ):
         import ipywidgets as widgets
 
         self.sweep, self.questions = sweep, questions

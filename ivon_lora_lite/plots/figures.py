@@ -9,7 +9,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from ..evaluation import BINS, METRICS, Scores, TauSweep, mean_and_error, reliability
+from ..evaluation import BINS, METRICS, TauSweep, mean_and_error, reliability
 from .style import AXIS, COLORS, LAYOUT, TITLES, axis_range, color_of, rounded
 
 SYMBOLS = {"AdamW": "diamond", "AdamW, early-stopped": "diamond-open", "AdamW + temperature": "cross"}
@@ -57,7 +57,9 @@ def tradeoff_figure(sweep: TauSweep, tau: float = 1.0, samples: int | None = Non
     return figure.update_layout(**LAYOUT, height=470, legend=legend)
 
 
-def path_figure(sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Scores] | None = None) -> go.Figure:
+def path_figure(
+    sweep: TauSweep, tau: float = 1.0, rivals: Mapping[str, Mapping[str, float]] | None = None
+) -> go.Figure:
     """Accuracy against NLL: the path that τ walks from the mean outwards, a marker on it, and other methods as points.
 
     Every τ has as many draws as the τ that has the fewest, so that the path shows what τ does.

@@ -141,7 +141,7 @@ def report_html(
     return Path(path)
 
 
-def _explorer(sweep: TauSweep, rivals: Mapping[str, Scores] | None = None) -> str:
+def _explorer(sweep: TauSweep, rivals: Mapping[str, Mapping[str, float]] | None = None) -> str:
     start, mean = first_tau(sweep), mean_probabilities(sweep)
     figure, path = tradeoff_figure(sweep, start), path_figure(sweep, start, rivals)
     data = {"metrics": METRICS, "sampled": [_entry(sweep, tau, False) for tau in sweep.taus]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from ..evaluation import COVERAGE, Trained, abstain, choose_tau, mutual_informat
 from ..language import LETTERS, OWN_FORM, Question, letter_prompt
 
 SAMPLES = 10
+AnyRun = TypeVar("AnyRun", bound=Trained)
 TAUS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # among which a run chooses its own
 
 
@@ -180,13 +182,13 @@ def question_for(run: Trained, stem: str, choices: Sequence[str] | None = None) 
 
 
 def with_threshold(
-    run: Trained,
+    run: AnyRun,
     questions: Sequence[Question],
     coverage: float = COVERAGE,
     *,
     samples: int = SAMPLES,
     progress: bool = False,
-) -> Trained:
+) -> AnyRun:
     """A run that knows below which confidence it abstains, chosen so that it answers a share of labelled questions.
 
     Its draws have the τ that it chose (:func:`with_tau`), else 1.
@@ -217,13 +219,13 @@ def tau_of(run: Trained) -> float:
 
 
 def with_tau(
-    run: Trained,
+    run: AnyRun,
     questions: Sequence[Question],
     objective: str = "nll",
     *,
     samples: int = SAMPLES,
     progress: bool = False,
-) -> Trained:
+) -> AnyRun:
     """A run that knows at which τ its draws predict best, chosen on labelled questions among 0, ¼, ½, 1, 1½ and 2.
 
     Choose it before the threshold of :func:`with_threshold`, which depends on it.

@@ -15,8 +15,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers import trainer as transformers_trainer
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, trainer as transformers_trainer
 
 from ..checks import check_counts, check_known
 from ..language import (

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -59,12 +60,12 @@ class Run:
     """
 
     model: nn.Module
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     posterior: Posterior | None
     config: dict
     history: list[dict] = field(default_factory=list)
     seconds: float = math.nan
-    gates: object | None = None
+    gates: Any = None
 
     def __post_init__(self) -> None:
         self.adapter = active_adapter(self.model)

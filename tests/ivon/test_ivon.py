@@ -11,8 +11,7 @@ import ivon as oracle
 import pytest
 import torch
 from conftest import flat
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -34,8 +34,7 @@ from ivon_lora_lite import (
     memory_of,
 )
 from ivon_lora_lite.cli import build_parser, main
-from ivon_lora_lite.language import GIB, LLAMA_2_7B, TINY, hardware, needs, random_llama
-from ivon_lora_lite.language import models as models_module
+from ivon_lora_lite.language import GIB, LLAMA_2_7B, TINY, hardware, models as models_module, needs, random_llama
 from ivon_lora_lite.language.needs import WORKING
 from ivon_lora_lite.training import last_checkpoint, remember
 

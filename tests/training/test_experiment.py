@@ -25,8 +25,7 @@ from ivon_lora_lite import (
     trainable,
 )
 from ivon_lora_lite.files import atomic_path, provenance, read_json, write_json, write_text
-from ivon_lora_lite.training import check_free
-from ivon_lora_lite.training import run as experiment
+from ivon_lora_lite.training import check_free, run as experiment
 
 OPTIMIZERS = ("ivon", "adamw")
 

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import flat
-from transformers import ProgressCallback, TrainerCallback
-from transformers import trainer as transformers_trainer
+from transformers import ProgressCallback, TrainerCallback, trainer as transformers_trainer
 from transformers.utils.notebook import NotebookProgressCallback
 
 from ivon_lora_lite import IVON, GaussianPosterior, advice, finetune, hyperparameters, predict, score, trainable
-from ivon_lora_lite.training import Bar
-from ivon_lora_lite.training import finetuning as train_module
+from ivon_lora_lite.training import Bar, finetuning as train_module
 from ivon_lora_lite.training.checkpoints import fingerprint
 from ivon_lora_lite.training.trainer import check_device
 
