@@ -6,7 +6,13 @@
 * `correction.py`: a better mean for Laplace's Gaussian.
 """
 
-from .correction import correct_mean
-from .importance import rank_by_signal
-from .merging import merge_runs, merged_mean
-from .sensitivity import Sensitivity, influence, leave_one_out, memory_perturbation, sensitivity
+from .correction import correct_mean as correct_mean
+from .importance import rank_by_signal as rank_by_signal
+from .merging import merge_runs as merge_runs, merged_mean as merged_mean
+from .sensitivity import (
+    Sensitivity as Sensitivity,
+    influence as influence,
+    leave_one_out as leave_one_out,
+    memory_perturbation as memory_perturbation,
+    sensitivity as sensitivity,
+)

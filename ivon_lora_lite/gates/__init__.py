@@ -6,11 +6,20 @@ symmetric ranges, one quantiser per matrix, gates that start open, activations t
 """
 
 from ..training import ATTACHED
-from .attach import Gates, add_gates, attached, freeze_gates, gate_loss, gate_parameters, gates_of, remove_gates
-from .bops import BitOperations, bit_operations, summary
-from .decisions import Decisions, GatedPosterior, LayerDecision
-from .quantizer import BayesianBits, quantize
-from .rank import RankGate
-from .training import GateSettings
+from .attach import (
+    Gates as Gates,
+    add_gates as add_gates,
+    attached as attached,
+    freeze_gates as freeze_gates,
+    gate_loss as gate_loss,
+    gate_parameters as gate_parameters,
+    gates_of as gates_of,
+    remove_gates as remove_gates,
+)
+from .bops import BitOperations as BitOperations, bit_operations as bit_operations, summary as summary
+from .decisions import Decisions as Decisions, GatedPosterior as GatedPosterior, LayerDecision as LayerDecision
+from .quantizer import BayesianBits as BayesianBits, quantize as quantize
+from .rank import RankGate as RankGate
+from .training import GateSettings as GateSettings
 
 ATTACHED["gates"] = lambda settings: Decisions.from_facts(settings["decided"])

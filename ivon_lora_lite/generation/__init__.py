@@ -4,5 +4,5 @@
 * `tokens.py`: entropy and mutual information of every token of a given continuation.
 """
 
-from .texts import Generated, consensus, generate, word_f1
-from .tokens import TokenUncertainty, token_uncertainty
+from .texts import Generated as Generated, consensus as consensus, generate as generate, word_f1 as word_f1
+from .tokens import TokenUncertainty as TokenUncertainty, token_uncertainty as token_uncertainty

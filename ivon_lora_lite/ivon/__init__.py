@@ -9,6 +9,6 @@
 * `diagnostics.py`: whether the posterior is healthy, in a few numbers.
 """
 
-from .diagnostics import advice, advice_by_topic, ivon_diagnostics
-from .optimizer import IVON
-from .ranks import average_over_ranks
+from .diagnostics import advice as advice, advice_by_topic as advice_by_topic, ivon_diagnostics as ivon_diagnostics
+from .optimizer import IVON as IVON
+from .ranks import average_over_ranks as average_over_ranks

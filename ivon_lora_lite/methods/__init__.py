@@ -16,29 +16,39 @@ new method is one file with a :class:`Method`, and one entry of ``METHODS``: the
 notebooks follow.
 """
 
-from .adamw import ADAMW, EARLY
-from .base import METRICS_FILE, Bench, Method, Result, Settings
-from .blob import BLOB, BLOB_MEAN, BlobSettings, blob
-from .deep_ensemble import ENSEMBLE, ensemble
-from .dropout import MC_DROPOUT, mc_dropout
-from .fitting import fit_posterior
-from .gift_sw import GIFT_SW, GiftSettings, gift_sw
-from .ivon import IVON_DRAWS, IVON_LINEARIZED, IVON_MEAN
-from .keep_best import KeepBest
+from .adamw import ADAMW as ADAMW, EARLY as EARLY
+from .base import METRICS_FILE as METRICS_FILE, Bench as Bench, Method as Method, Result as Result, Settings as Settings
+from .blob import BLOB as BLOB, BLOB_MEAN as BLOB_MEAN, BlobSettings as BlobSettings, blob as blob
+from .deep_ensemble import ENSEMBLE as ENSEMBLE, ensemble as ensemble
+from .dropout import MC_DROPOUT as MC_DROPOUT, mc_dropout as mc_dropout
+from .fitting import fit_posterior as fit_posterior
+from .gift_sw import GIFT_SW as GIFT_SW, GiftSettings as GiftSettings, gift_sw as gift_sw
+from .ivon import IVON_DRAWS as IVON_DRAWS, IVON_LINEARIZED as IVON_LINEARIZED, IVON_MEAN as IVON_MEAN
+from .keep_best import KeepBest as KeepBest
 from .laplace_approximation import (
-    LAPLACE_DIAG,
-    LAPLACE_DIAG_VALIDATION,
-    LAPLACE_KFAC,
-    LAPLACE_VALIDATION,
-    laplace,
-    linearized_laplace,
-    prior_precision,
+    LAPLACE_DIAG as LAPLACE_DIAG,
+    LAPLACE_DIAG_VALIDATION as LAPLACE_DIAG_VALIDATION,
+    LAPLACE_KFAC as LAPLACE_KFAC,
+    LAPLACE_VALIDATION as LAPLACE_VALIDATION,
+    laplace as laplace,
+    linearized_laplace as linearized_laplace,
+    prior_precision as prior_precision,
 )
-from .pac_tuning import PAC_TUNING, PacSettings, pac_tuning
-from .scalabl import SCALABL, RowPosterior, ScalablSettings, scalabl
-from .temperature_scaling import TEMPERATURE, TEMPERATURE_IVON, TEMPERATURE_LAPLACE, temperature
-from .tfb import TFB, TFB_BLOB, TFB_IVON, balanced, tfb
-from .weight_averaging import SWA, SWAG, WeightCollector, swa, swag
+from .pac_tuning import PAC_TUNING as PAC_TUNING, PacSettings as PacSettings, pac_tuning as pac_tuning
+from .scalabl import (
+    SCALABL as SCALABL,
+    RowPosterior as RowPosterior,
+    ScalablSettings as ScalablSettings,
+    scalabl as scalabl,
+)
+from .temperature_scaling import (
+    TEMPERATURE as TEMPERATURE,
+    TEMPERATURE_IVON as TEMPERATURE_IVON,
+    TEMPERATURE_LAPLACE as TEMPERATURE_LAPLACE,
+    temperature as temperature,
+)
+from .tfb import TFB as TFB, TFB_BLOB as TFB_BLOB, TFB_IVON as TFB_IVON, balanced as balanced, tfb as tfb
+from .weight_averaging import SWA as SWA, SWAG as SWAG, WeightCollector as WeightCollector, swa as swa, swag as swag
 
 # in the order of the table's rows
 METHODS: dict[str, Method] = {

@@ -7,26 +7,31 @@
   `kronecker.py`: a Kronecker product per matrix plus the prior (Laplace with KFAC).
 """
 
-from .base import POSTERIOR_FILE, Posterior, load_extensions, load_posterior
-from .fresh import changes_base, reset_lora
-from .gaussian import GaussianPosterior
-from .kronecker import KroneckerPosterior
-from .low_rank import LowRankPosterior
+from .base import (
+    POSTERIOR_FILE as POSTERIOR_FILE,
+    Posterior as Posterior,
+    load_extensions as load_extensions,
+    load_posterior as load_posterior,
+)
+from .fresh import changes_base as changes_base, reset_lora as reset_lora
+from .gaussian import GaussianPosterior as GaussianPosterior
+from .kronecker import KroneckerPosterior as KroneckerPosterior
+from .low_rank import LowRankPosterior as LowRankPosterior
 from .weights import (
-    PREFIX,
-    LoraPair,
-    active_adapter,
-    applied_weights,
-    check_fit,
-    check_saveable,
-    is_plain,
-    lora_layers,
-    lora_linears,
-    lora_parameters,
-    put_weights,
-    read_weights,
-    restored,
-    settable,
-    trainable,
-    unwrapped,
+    PREFIX as PREFIX,
+    LoraPair as LoraPair,
+    active_adapter as active_adapter,
+    applied_weights as applied_weights,
+    check_fit as check_fit,
+    check_saveable as check_saveable,
+    is_plain as is_plain,
+    lora_layers as lora_layers,
+    lora_linears as lora_linears,
+    lora_parameters as lora_parameters,
+    put_weights as put_weights,
+    read_weights as read_weights,
+    restored as restored,
+    settable as settable,
+    trainable as trainable,
+    unwrapped as unwrapped,
 )

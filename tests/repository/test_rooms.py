@@ -130,9 +130,9 @@ def test_the_small_library_does_without_transformers(module):
 def test_the_small_library_can_be_read_in_an_hour():
     lines = {name: 0 for name in SMALL_LIBRARY}
     for module, path in MODULES.items():
-        if room(module) in lines:
+        if room(module) in lines and path.name != "__init__.py":  # lists of names
             lines[room(module)] += sum(bool(line.strip()) for line in path.read_text("utf8").splitlines())
-    assert sum(lines.values()) <= 2880, lines  # without blank ones
+    assert sum(lines.values()) <= 2800, lines  # without blank ones
 
 
 def test_files_and_functions_are_of_a_size_that_can_be_held_in_mind():

@@ -1,5 +1,6 @@
 """What a type checker says about code that uses the library: every name is known, and the README has no error."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from conftest import ROOT
 
 import ivon_lora_lite
 
+PACKAGE = ROOT / "ivon_lora_lite"
 PREAMBLE = """
 from typing import Any
 from torch import Tensor, nn
@@ -51,8 +53,12 @@ def test_a_type_checker_knows_every_public_name_and_finds_no_error_in_the_readme
     assert 'Argument 2 to "predict"' in errors[0] and 'has no attribute "sav"' in errors[1]
 
 
-def test_the_stub_hands_on_what_it_imports():
-    stub = (ROOT / "ivon_lora_lite" / "__init__.pyi").read_text("utf8")
-    handed_on = re.findall(r"\b(\w+) as \1\b", stub)
-    assert sorted(handed_on) == sorted(set(ivon_lora_lite.__all__) - {"__version__"})
-    assert (ROOT / "ivon_lora_lite" / "py.typed").exists()
+ROOMS = [path for path in PACKAGE.glob("*/__init__.py") if path.parent.name != "cli"]
+
+
+@pytest.mark.parametrize("init", [PACKAGE / "__init__.pyi", *ROOMS], ids=lambda init: init.parent.name)
+def test_a_room_hands_on_what_it_imports_of_its_own(init):
+    own = [node for node in ast.parse(init.read_text("utf8")).body if getattr(node, "level", 0) == 1]
+    assert own and all(alias.name == alias.asname for node in own for alias in node.names)
+    if init.suffix == ".pyi":
+        assert {alias.name for node in own for alias in node.names} == set(ivon_lora_lite.__all__)

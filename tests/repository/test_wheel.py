@@ -51,6 +51,10 @@ def test_every_public_name_is_in_the_wheel(installed):
 
 
 @pytest.mark.slow
+def test_the_wheel_says_that_it_has_types(built):
+    assert {"ivon_lora_lite/py.typed", "ivon_lora_lite/__init__.pyi"} <= set(zipfile.ZipFile(built[0]).namelist())
+
+
 def test_the_demo_runs_from_the_wheel(installed, tiny_folder):
     sizes = ("--steps", "5", "--train-size", "8", "--test-size", "6", "--samples", "2")
     installed("-m", "ivon_lora_lite", "demo", *sizes, "--model", str(tiny_folder), "--out", "demo", "--quiet")

@@ -17,11 +17,11 @@ from ...checks import check_known
 from ...posterior import unwrapped
 from ..accessors import tokenizer_of
 from ..questions import Question
-from .base import Batch, Format, precision, token_ids
+from .base import Batch, Format, precision, token_ids as token_ids
 from .classes import ClassFormat
-from .kinds import known_exact
-from .letter import LetterFormat, answer_token
-from .text import TextFormat, block_mask
+from .kinds import known_exact as known_exact
+from .letter import LetterFormat, answer_token as answer_token
+from .text import TextFormat, block_mask as block_mask
 
 FORMATS: dict[str, Format] = {format.name: format for format in (LetterFormat(), TextFormat(), ClassFormat())}
 

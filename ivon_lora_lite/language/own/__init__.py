@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..questions import Task
 from .answers import classified, understood
-from .reading import SPLITS, is_file_of_questions, read
+from .reading import SPLITS as SPLITS, is_file_of_questions as is_file_of_questions, read
 from .rows import check_ids, find_columns, read_row
 from .splitting import divided
 

@@ -9,8 +9,8 @@
 * `layout.py`: means and standard errors over seeds, as Markdown, HTML and LaTeX.
 """
 
-from .cells import Cell
-from .decisions import decision_scores, decision_table
-from .layout import Table, paper_table
-from .records import Record, export, load_record, load_records
-from .runner import run_table
+from .cells import Cell as Cell
+from .decisions import decision_scores as decision_scores, decision_table as decision_table
+from .layout import Table as Table, paper_table as paper_table
+from .records import Record as Record, export as export, load_record as load_record, load_records as load_records
+from .runner import run_table as run_table
