@@ -16,10 +16,12 @@ def data_options() -> argparse.ArgumentParser:
     return p
 
 
-def own_data_options() -> argparse.ArgumentParser:
+def own_data_options(file: bool = True) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(add_help=False)
-    own = p.add_argument_group("your own data", "instead of --task; columns are found by their usual names")
-    own.add_argument("--data", metavar="FILE", help="csv, jsonl, json or parquet, a folder of them, or a Hub id")
+    where = "instead of --task" if file else "a file named by --tasks"
+    own = p.add_argument_group("your own data", f"{where}; columns are found by their usual names")
+    if file:
+        own.add_argument("--data", metavar="FILE", help="csv, jsonl, json or parquet, a folder of them, or a Hub id")
     own.add_argument("--question", metavar="COLUMN", help="the question, or the text to classify")
     own.add_argument("--choices", nargs="+", metavar="COLUMN", help="a list of choices, or one column each")
     own.add_argument("--answer", metavar="COLUMN", help="the right choice, or the class")
@@ -28,15 +30,22 @@ def own_data_options() -> argparse.ArgumentParser:
     return p
 
 
+def own_columns(args: argparse.Namespace) -> dict:
+    """What was said of the columns of one's own data."""
+    columns = {name: getattr(args, name) for name in ("question", "choices", "answer", "answer_as", "labels")}
+    return {name: value for name, value in columns.items() if value is not None}
+
+
 def task_of(args: argparse.Namespace):
     """The task that --task names, or the questions that --data and its columns name."""
     from ..language import load_task
 
-    columns = {name: getattr(args, name) for name in ("question", "choices", "answer", "answer_as", "labels")}
+    columns = own_columns(args)
     if args.data is None:
-        given = [name for name, value in columns.items() if value is not None]
-        if given:
-            raise ValueError(f"--{given[0].replace('_', '-')} describes your own data: name the file with --data.")
+        if columns:
+            raise ValueError(
+                f"--{next(iter(columns)).replace('_', '-')} describes your own data: name the file with --data."
+            )
         return load_task(args.task, hub=args.hub)
     return load_task(args.data, hub=args.hub, **columns)
 

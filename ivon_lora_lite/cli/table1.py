@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 
 from ..files import read_json, write_text
-from .options import HUB, bins_option, count, model_options, positive, some_or_all
+from .options import HUB, bins_option, count, model_options, own_columns, own_data_options, positive, some_or_all
 
 
 def add(commands) -> None:
-    p = commands.add_parser("table1", parents=[model_options()], help="all methods × tasks × seeds, as a table")
+    parents = [model_options(), own_data_options(file=False)]
+    p = commands.add_parser("table1", parents=parents, help="all methods × tasks × seeds, as a table")
     p.add_argument("--tasks", nargs="+", default=["everyday"], help="(default: everyday)")
     p.add_argument("--methods", nargs="+", help="(default: all; an unknown one makes the command list them)")
     p.add_argument("--seeds", type=int, nargs="+", default=[21, 42, 87], help="(default: 21 42 87)")
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     from ..studies.table1 import Table, decision_table, export, load_records, paper_table, run_table
 
     if not args.show:
-        args.shift = tuple(args.shift)
+        args.shift, args.columns = tuple(args.shift), own_columns(args)
         args.chosen = read_json(args.chosen) if args.chosen else {}
         settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
         run_table(

@@ -1,7 +1,7 @@
 """What a method is, what it is given, and what it gives back."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Settings:
         shift, shift_size: other tasks whose test questions are answered too, and how many of them, from the start.
         chosen: task → method → settings that replace the method's defaults, such as a learning rate that was chosen on
             the task's validation questions.
+        columns: of files of your own: ``question``, ``choices``, ``answer`` …, as of :func:`load_task`.
     """
 
     model: str = "smollm2-135m"
@@ -63,6 +64,7 @@ class Settings:
     shift: tuple[str, ...] = ()
     shift_size: int | None = 500
     chosen: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    columns: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = ("rank", "steps", "batch_size", "evaluations", "samples", "further_steps", "collect_every")

@@ -537,6 +537,23 @@ def test_a_table_is_of_one_version_of_a_file(tiny_folder, tmp_path, monkeypatch,
     assert not list((tmp_path / "table").rglob("ivon"))
 
 
+def test_columns_of_a_file_can_be_named(tiny_folder, tmp_path, monkeypatch, capsys):
+    rows = ["ask,one,two,best", *(f"q {i},x{i},y{i},y{i}" for i in range(12))]
+    (tmp_path / "q.csv").write_text("\n".join(rows) + "\n", "utf8")
+    monkeypatch.chdir(tmp_path)
+    command = ["table1", "--model", str(tiny_folder), "--seeds", "1", "--steps", "2", "--quiet", "--out", "table"]
+    command += ["--methods", "adamw", "--tasks", "q.csv"]
+    assert main(command) == 2 and "name it with question=" in capsys.readouterr().err
+    columns = ["--question", "ask", "--choices", "one", "two", "--answer", "best"]
+    assert main([*command, *columns]) == 0
+    (record,) = load_records("table")
+    expected = load_task("q.csv", question="ask", choices=["one", "two"], answer="best").test
+    assert record.predictions.labels.tolist() == [q.answer for q in expected]
+    assert record.content["config"]["columns"] == {"question": "ask", "choices": ["one", "two"], "answer": "best"}
+    assert main([*command[:-1], "everyday", *columns]) == 2
+    assert "no task is a file of your own" in capsys.readouterr().err
+
+
 def test_names_that_make_no_folder_of_their_own_are_refused(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     for name in ("a/q.csv", "a-q.csv", "train.csv", "test.csv"):

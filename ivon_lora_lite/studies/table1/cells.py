@@ -60,17 +60,18 @@ class Context:
 
     @cached_property
     def task(self) -> Task:
-        return load_task(self.name, hub=self.hub)
+        return self._loaded(self.name)
 
     @cached_property
     def shifted(self) -> dict[str, list[Question]]:
         """Test questions of the other tasks that are answered too."""
         names = [full_name(name) for name in self.settings.shift]
         return {
-            name: load_task(name, hub=self.hub).test[: self.settings.shift_size]
-            for name in names
-            if name != full_name(self.name)
+            name: self._loaded(name).test[: self.settings.shift_size] for name in names if name != full_name(self.name)
         }
+
+    def _loaded(self, name: str) -> Task:
+        return load_task(name, hub=self.hub, **(self.settings.columns if is_own(name) else {}))
 
     @cached_property
     def _own(self) -> dict[str, str]:
@@ -103,8 +104,9 @@ class Context:
         """What decides the content of a cell; cells of a table differ in method, task and seeds only."""
         shared = {n: value for n, value in asdict(self.settings).items() if n not in ("checkpoint_every", "chosen")}
         shared["shift"] = [full_name(name) for name in shared["shift"]]
-        for name, usual in (("split", "test"), ("shift", [])):  # as in records from before there was a choice
-            if shared[name] == usual:
+        usual = {"split": "test", "shift": [], "columns": {}}  # as in records from before there was a choice
+        for name in usual:
+            if shared[name] == usual[name]:
                 del shared[name]
         if "shift" not in shared:
             del shared["shift_size"]

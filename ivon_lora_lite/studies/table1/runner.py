@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...checks import check_counts, check_known
 from ...files import read_json
-from ...language import full_name
+from ...language import full_name, is_own
 from ...methods import METHODS, METRICS_FILE, Settings
 from .cells import Cell, Context, in_a_name
 from .records import fill, load_record
@@ -131,7 +131,9 @@ def run_table(
     check_known("engine", engine, ENGINES)
     check_counts(jobs=jobs)
     tasks = [full_name(task) for task in tasks]
-    _check_names([*tasks, *map(full_name, settings.shift)])
+    _check_names(names := [*tasks, *map(full_name, settings.shift)])
+    if settings.columns and not any(map(is_own, names)):
+        raise ValueError(f"Columns are named ({', '.join(settings.columns)}), and no task is a file of your own.")
     check_chosen(settings.chosen)
     chains = plan(tasks, methods, seeds)
     _check_bases(out, chains)
