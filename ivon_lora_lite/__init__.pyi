@@ -51,6 +51,7 @@ from .language import (
     load_model as load_model,
     load_task as load_task,
     memory_of as memory_of,
+    reset_lora as reset_lora,
 )
 from .methods import (
     METHODS as METHODS,
@@ -76,7 +77,6 @@ from .posterior import (
     Posterior as Posterior,
     load_posterior as load_posterior,
     lora_parameters as lora_parameters,
-    reset_lora as reset_lora,
     trainable as trainable,
 )
 from .studies import Table as Table, paper_table as paper_table, run_demo as run_demo, run_table as run_table

@@ -1,4 +1,4 @@
-"""Folders that one process alone writes to."""
+"""What one alone may change at a time: a folder of one process, a model's weights of one thread."""
 
 from __future__ import annotations
 
@@ -6,11 +6,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock, RLock
+from weakref import WeakKeyDictionary
 
 import psutil
 from filelock import FileLock, Timeout
 
 LOCK = ".writing"  # in a folder that a process has reserved
+_OF_MODELS: WeakKeyDictionary = WeakKeyDictionary()
+_MAKING = Lock()
+
+
+def lock_of(model):
+    """The lock that a thread holds while a model has other weights than its own, or is predicted with.
+
+    It may be taken again by the thread that holds it. It is kept beside the model, which can so be copied and pickled.
+    """
+    with _MAKING:
+        return _OF_MODELS.setdefault(model, RLock())
 
 
 @contextmanager

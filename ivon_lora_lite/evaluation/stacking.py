@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..posterior import lora_linears
+from ..locks import lock_of
+from ..posterior import lora_linears, unwrapped
 
 
 def can_stack(model: nn.Module) -> bool:
@@ -30,16 +31,17 @@ def stacked(model: nn.Module, draws: Sequence[Mapping[str, Tensor]]) -> Iterator
         draws: R draws, each name → tensor with the names of :func:`trainable`.
     """
     layers = lora_linears(model)
-    found = {module: vars(module).get("forward") for module in layers.values()}  # somebody else's, if there is one
-    for name, module in layers.items():
-        weights = torch.stack([draw[name] for draw in draws]).to(module.weight)  # [R, out, in]
-        # of this object only; the class and the weights stay as they are
-        module.forward = lambda x, w=weights: (x.reshape(len(w), -1, x.shape[-1]) @ w.mT).view(*x.shape[:-1], -1)
-    try:
-        yield
-    finally:
-        for module, forward in found.items():
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = forward
+    with lock_of(unwrapped(model)):
+        found = {module: vars(module).get("forward") for module in layers.values()}  # somebody else's, if there is one
+        for name, module in layers.items():
+            weights = torch.stack([draw[name] for draw in draws]).to(module.weight)  # [R, out, in]
+            # of this object only; the class and the weights stay as they are
+            module.forward = lambda x, w=weights: (x.reshape(len(w), -1, x.shape[-1]) @ w.mT).view(*x.shape[:-1], -1)
+        try:
+            yield
+        finally:
+            for module, forward in found.items():
+                if forward is None:
+                    vars(module).pop("forward", None)
+                else:
+                    module.forward = forward

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files import write_json, write_tensors
-from ..posterior import PREFIX, GaussianPosterior, Posterior, active_adapter, changes_base, unwrapped
+from ..language import changes_base
+from ..posterior import PREFIX, GaussianPosterior, Posterior, active_adapter, unwrapped
 from .quantizer import quantize
 
 DECISIONS_FILE = "gates.json"

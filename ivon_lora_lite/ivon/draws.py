@@ -35,6 +35,7 @@ class Draws:
             flat = self._buffer((device, dtype, f"noise {stream}"), sum(p.numel() for p in members))
             self.noise.fill(flat, stream)
             out.update(zip(members, views(flat, members)))
+        self.noise.draws[stream] += 1
         for group in groups:
             for part in parts([p for p in group["params"] if p in out]):
                 h, noise = joined([state[p]["hess"] for p in part], [out[p] for p in part])
@@ -70,12 +71,16 @@ class Draws:
 class NoiseStreams:
     """One generator per device, purpose and lane.
 
-    All ranks draw the same noise unless ``per_rank``: the seed is rank 0's. Evaluation has a stream of its own, so that
-    evaluating more or less often does not change training.
+    All ranks train with the same noise unless ``per_rank``: the seed is rank 0's. Evaluation has a stream of its own,
+    so that evaluating more or less often does not change training. A generator that a checkpoint does not have (it is
+    of a device of another kind, or of another rank's own noise) begins anew, with noise that was not used before.
     """
 
     def __init__(self, seed: int | None, per_rank: bool):
         self.seed, self.per_rank = seed, per_rank
+        self.draws = {"train": 0, "eval": 0}  # how many were made
+        self._agreed = False  # on the seed, with the other ranks
+        self._places: dict[str, list[torch.device]] = {}  # a GPU's number differs between ranks, its place does not
         self._generators: dict[str, torch.Generator] = {}
         self._saved: dict[str, Tensor] = {}  # from a checkpoint, until their device is first used
 
@@ -93,21 +98,34 @@ class NoiseStreams:
             thread.join()
 
     def _generator(self, device: torch.device, purpose: str, lane: int) -> torch.Generator:
-        key = f"{device}:{purpose}:{lane}"
+        places = self._places.setdefault(device.type, [])
+        if device not in places:
+            places.append(device)
+        key = f"{device.type}{places.index(device) or ''}:{purpose}:{lane}"
         if key not in self._generators:
-            if self.seed is None:
-                self.seed = shared(torch.initial_seed() % 2**48)
-            rank = dist.get_rank() + 1 if self.per_rank and several_ranks() else 0
+            if self.seed is None or (purpose == "train" and not self._agreed):  # all ranks train, one may evaluate
+                self.seed = shared(torch.initial_seed() % 2**48 if self.seed is None else self.seed)
+                self._agreed = True
+            begun = [self.draws[purpose]] if self.draws[purpose] else []
             # mixed, because torch's CPU generator heeds the lowest 32 bits of a seed only
-            mixed = np.random.SeedSequence([self.seed, rank, purpose == "eval", lane]).generate_state(1, np.uint64)
-            self._generators[key] = torch.Generator(device).manual_seed(int(mixed[0] >> 1))
+            mixed = np.random.SeedSequence([self.seed, self._rank(), purpose == "eval", lane, *begun])
+            seed = int(mixed.generate_state(1, np.uint64)[0] >> 1)
+            self._generators[key] = torch.Generator(device).manual_seed(seed)
             if key in self._saved:
                 self._generators[key].set_state(self._saved.pop(key).cpu())
         return self._generators[key]
 
+    def _rank(self) -> int:
+        """1, 2, … of ranks with noise of their own, else 0."""
+        return dist.get_rank() + 1 if self.per_rank and several_ranks() else 0
+
     def state_dict(self) -> dict:
         states = {key: generator.get_state() for key, generator in self._generators.items()}
-        return {"seed": self.seed, "generators": {**self._saved, **states}}
+        facts = {"seed": self.seed, "draws": dict(self.draws), "rank": self._rank()}
+        return {**facts, "generators": {**self._saved, **states}}
 
     def load_state_dict(self, state: dict) -> None:
-        self.seed, self._generators, self._saved = state["seed"], {}, dict(state["generators"])
+        self.__init__(state["seed"], self.per_rank)
+        self.draws |= state.get("draws", {})
+        if state.get("rank", self._rank()) == self._rank():
+            self._saved = dict(state["generators"])

@@ -173,7 +173,7 @@ class IVON(Optimizer):
     # ---------------------------------------------------------------------------------------------- step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Tensor | float | None] | None = None) -> Tensor | None:
         """Update m and h from ``p.grad`` and the draw at which it was taken. Parameters without gradient stay.
 
         Args:
@@ -271,7 +271,7 @@ class IVON(Optimizer):
         places = {True: "after", False: "before"}
         self._watch = GradientWatch(lambda: None if self._inside == "train" else places[self._entries > 0])
 
-    def _run(self, closure: Callable[[], Tensor]) -> Tensor | None:
+    def _run(self, closure: Callable[[], Tensor | float | None]) -> Tensor | None:
         losses = []
         for _ in range(self.mc_samples):
             with torch.enable_grad(), self.sampled_params(train=True):

@@ -22,6 +22,8 @@ RANGES = {
 }
 
 
+@torch.inference_mode(False)  # it outlives the mode of whoever asks first
+@torch.no_grad()
 def start(state: dict, params: list[Tensor], group: dict) -> None:
     """Start parameters at h₀."""
     for p in params:
@@ -94,7 +96,7 @@ def check_group(group: dict) -> None:
             raise ValueError("A parameter is offloaded (device_map, cpu_offload): IVON needs it on a device.")
         if not p.is_floating_point():
             raise ValueError(f"A parameter has dtype {p.dtype}; a Gaussian posterior needs floating point.")
-        if hasattr(p, "device_mesh") or type(p).__name__ == "FlatParameter":
+        if hasattr(p, "device_mesh") or type(p).__name__ == "FlatParameter" or getattr(p, "_fsdp_flattened", False):
             raise ValueError("A parameter is sharded (FSDP, tensor parallelism): IVON needs whole ones, so use DDP.")
 
 

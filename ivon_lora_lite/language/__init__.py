@@ -3,7 +3,8 @@
 * `questions.py`, `sources.py`, `tasks.py`: what a question is, the known data sets, and loading one by name;
 * `own/`: questions of your own, from files;
 * `formats/`: how questions become batches, and how a model gives answer logits;
-* `models.py`: a base model with LoRA; `adapters.py`, `locating.py`, `hardware.py`: its parts;
+* `models.py`: a base model with LoRA; `adapters.py`, `locating.py`, `hardware.py`: its parts; `fresh.py`: where LoRA
+  starts;
 * `needs.py`: what a model needs, checked before it is downloaded; `standin.py`: random Llamas for smoke and timing;
 * `accessors.py`: the tokenizer and the description that are kept with a model.
 """
@@ -22,6 +23,7 @@ from .formats import (
     precision as precision,
     token_ids as token_ids,
 )
+from .fresh import changes_base as changes_base, reset_lora as reset_lora
 from .hardware import DTYPES as DTYPES
 from .locating import EMBEDDED as EMBEDDED, HUB_ID as HUB_ID, embedded_file as embedded_file
 from .models import load_model as load_model

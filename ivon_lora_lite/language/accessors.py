@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..locks import lock_of
 from ..posterior import unwrapped
 
 
@@ -28,14 +29,18 @@ def tokenizer_of(model: nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context the model is in evaluation mode; afterwards each of its parts is in its own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    """Within the context the model is in evaluation mode; afterwards each of its parts is in its own mode again.
+
+    Other threads that want to evaluate it, or to put other weights into it, wait.
+    """
+    with lock_of(unwrapped(model)):
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def description_of(model: nn.Module) -> dict:

@@ -63,11 +63,11 @@ class RowPosterior(Posterior):
 
     def sample(self, seed: int, tau: float = 1.0) -> dict[str, Tensor]:
         """One draw with the covariance times τ; the same seed gives the same ε for every τ."""
-        generator = noise_source(seed, tau)
+        normal = noise_source(seed, tau)
         out = dict(self.mean)
         for name in sorted(self.spread):
             d = self.spread[name]
-            out[name] = out[name] + tau**0.5 * torch.randn(len(d), 1, generator=generator) * d
+            out[name] = out[name] + tau**0.5 * normal(len(d), 1) * d
         return out
 
     def scale(self, tau: float) -> RowPosterior:

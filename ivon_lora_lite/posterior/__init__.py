@@ -1,7 +1,6 @@
 """What training leaves: Gaussians over named weights, their draws at any τ, and their file.
 
 * `weights.py`: which weights of a model are trainable, their names, how they are read, set and restored;
-  `fresh.py`: where LoRA starts;
 * `base.py`: what every posterior can do, and how it is found again by the format that its file states;
 * `gaussian.py`: a diagonal Gaussian (IVON, Laplace); `low_rank.py`: a few directions plus a diagonal (SWAG);
   `kronecker.py`: a Kronecker product per matrix plus the prior (Laplace with KFAC).
@@ -13,7 +12,6 @@ from .base import (
     load_extensions as load_extensions,
     load_posterior as load_posterior,
 )
-from .fresh import changes_base as changes_base, reset_lora as reset_lora
 from .gaussian import GaussianPosterior as GaussianPosterior
 from .kronecker import KroneckerPosterior as KroneckerPosterior
 from .low_rank import LowRankPosterior as LowRankPosterior
@@ -27,6 +25,7 @@ from .weights import (
     is_plain as is_plain,
     lora_layers as lora_layers,
     lora_linears as lora_linears,
+    lora_modules as lora_modules,
     lora_parameters as lora_parameters,
     put_weights as put_weights,
     read_weights as read_weights,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar
@@ -28,12 +29,14 @@ class Posterior(ABC):
     Attributes:
         mean: name → tensor; the names are those of :func:`trainable`.
         metadata: JSON-able facts.
+        variance: of every coordinate that is not a point, name → tensor; not every kind has one.
     """
 
     FORMAT: ClassVar[str | None] = None
     PARTS: ClassVar[tuple[str, ...]] = ()  # attributes of tensors, name → tensor, that its file holds
     mean: Mapping[str, Tensor]
     metadata: Mapping[str, object]
+    variance: Mapping[str, Tensor]
 
     def __init_subclass__(cls) -> None:
         if cls.FORMAT is not None:
@@ -65,6 +68,27 @@ class Posterior(ABC):
         if not hasattr(self, "variance"):
             raise ValueError(f"{type(self).__name__} has no variance that |m|/σ could be made of.")
         return {name: self.mean[name].abs() / v.sqrt() for name, v in self.variance.items()}
+
+    def summary(self) -> dict[str, float]:
+        """Size, σ (the root of the marginal variance) and |m|/σ at a glance."""
+        ratio = torch.cat([r.flatten() for r in self.signal_to_noise().values()])
+        sigma = torch.cat([v.flatten() for v in self.variance.values()]).sqrt()
+        return {
+            "parameters": sigma.numel(),
+            "tensors": len(self.mean),
+            "sigma_mean": float(sigma.mean()),
+            "sigma_min": float(sigma.min()),
+            "sigma_max": float(sigma.max()),
+            "snr_median": float(ratio.median()),
+        }
+
+    def scale(self, tau: float) -> Posterior:
+        """The same with its covariance times τ > 0, as a posterior of its own."""
+        raise ValueError(f"{type(self).__name__} cannot be scaled: give tau to sample() or applied().")
+
+    def prune(self, fraction: float) -> Posterior:
+        """The same with a fraction of its coordinates at 0, without noise: those of the smallest |m|/σ."""
+        raise ValueError(f"{type(self).__name__} cannot be pruned.")
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """What its file holds: part → name → tensor."""
@@ -140,10 +164,10 @@ def check_tau(tau: float, above: bool = False) -> None:
         raise ValueError(f"tau is {tau}; expected a finite number of at least 0.")
 
 
-def noise_source(seed: int, tau: float) -> torch.Generator:
-    """Where the noise of a draw comes from; refuses a τ that is negative or not finite."""
+def noise_source(seed: int, tau: float) -> Callable[..., Tensor]:
+    """Makes standard normals of a shape, on the CPU, for one draw; refuses a τ that is negative or not finite."""
     check_tau(tau)
-    return torch.Generator().manual_seed(operator.index(seed))
+    return partial(torch.randn, generator=torch.Generator("cpu").manual_seed(operator.index(seed)), device="cpu")
 
 
 def check_finite(name: str, what: str, t: Tensor, shape: tuple[int, ...]) -> None:

@@ -97,14 +97,13 @@ class GaussianPosterior(Posterior):
         Returns:
             name → tensor.
         """
-        generator = noise_source(seed, tau)
+        normal = noise_source(seed, tau)
         out = {}
         for name in sorted(self.mean):
             m, v = self.mean[name], self.variance.get(name)
             out[name] = m
             if v is not None:  # it is no point
-                noise = torch.randn(m.shape, generator=generator, dtype=torch.promote_types(m.dtype, torch.float32))
-                out[name] = m + (tau * v).sqrt() * noise
+                out[name] = m + (tau * v).sqrt() * normal(m.shape, dtype=torch.promote_types(m.dtype, torch.float32))
         return out
 
     def scale(self, tau: float) -> GaussianPosterior:
@@ -152,15 +151,5 @@ class GaussianPosterior(Posterior):
         return total
 
     def summary(self) -> dict[str, float]:
-        """Size, σ and |m|/σ at a glance."""
-        sigma = torch.cat([v.flatten() for v in self.variance.values()]).sqrt()
-        ratio = torch.cat([r.flatten() for r in self.signal_to_noise().values()])
-        return {
-            "parameters": sigma.numel(),
-            "tensors": len(self.mean),
-            "sigma_mean": float(sigma.mean()),
-            "sigma_min": float(sigma.min()),
-            "sigma_max": float(sigma.max()),
-            "snr_median": float(ratio.median()),
-            "kl": self.kl(),
-        }
+        """Size, σ, |m|/σ and KL at a glance."""
+        return super().summary() | {"kl": self.kl()}

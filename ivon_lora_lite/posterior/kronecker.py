@@ -106,10 +106,10 @@ class KroneckerPosterior(Posterior):
 
     def sample(self, seed: int, tau: float = 1.0) -> dict[str, Tensor]:
         """One draw from N(m, τΣ),  m + √τ U_b (√S ∘ z) U_aᵀ. The same seed gives the same z for every τ."""
-        generator = noise_source(seed, tau)
+        normal = noise_source(seed, tau)
         out = {}
         for name in sorted(self.mean):
-            z = torch.randn(self.mean[name].shape, generator=generator)
+            z = normal(self.mean[name].shape)
             z = z / (self.eigenvalues(name) + self.precision).sqrt()
             noise = self.output_vectors[name] @ z @ self.input_vectors[name].T
             out[name] = self.mean[name] + tau**0.5 * self._without_pruned(name, noise)

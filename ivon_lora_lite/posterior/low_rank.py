@@ -78,12 +78,12 @@ class LowRankPosterior(Posterior):
         Returns:
             name → tensor.
         """
-        generator = noise_source(seed, tau)
-        z2 = torch.randn(self.rank, generator=generator) / (self.rank - 1) ** 0.5  # one for all tensors
+        normal = noise_source(seed, tau)
+        z2 = normal(self.rank) / (self.rank - 1) ** 0.5  # one for all tensors
         out = {}
         for name in sorted(self.mean):
             m, d = self.mean[name], self.deviations[name]
-            z1 = torch.randn(m.shape, generator=generator)
+            z1 = normal(m.shape)
             spread = self.diagonal[name].sqrt() * z1 + torch.tensordot(z2.to(d.dtype), d, 1)
             out[name] = m + (tau * SHARE) ** 0.5 * spread
         return out

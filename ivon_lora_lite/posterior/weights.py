@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..locks import lock_of
+
 PREFIX = "base_model.model."  # what PEFT puts before the base model's own names
 GATED = ".parametrizations.weight.original"  # what torch calls a weight that gates are on
 
@@ -65,7 +67,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif hasattr(model, "_orig_mod"):
+        elif "_orig_mod" in getattr(model, "_modules", ()):  # PEFT hands on the attributes of a compiled base
             model = model._orig_mod
         else:
             return model
@@ -222,10 +224,12 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def applied_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Put named weights into a model for the length of a context; restores the former ones whatever happens.
 
+    Other threads that want to use the model in this way, or to predict with it, wait until the context is left.
+
     Raises:
         ValueError: names or shapes do not fit the model's trainable parameters.
     """
-    with restored(settable(model).values()):
+    with lock_of(unwrapped(model)), restored(settable(model).values()):
         put_weights(model, weights)
         yield
 

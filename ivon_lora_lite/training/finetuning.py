@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import reduce
 from operator import index
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -27,9 +27,10 @@ from ..language import (
     collate,
     description_of,
     format_named,
+    reset_lora,
     tokenizer_of,
 )
-from ..posterior import GaussianPosterior, check_saveable, put_weights, read_weights, reset_lora, unwrapped
+from ..posterior import GaussianPosterior, check_saveable, put_weights, read_weights, unwrapped
 from .callbacks import Bar, Evaluation
 from .checkpoints import check_attachments, checkpoints, fingerprint
 from .presets import check_settings, completed, hyperparameters, run_options
@@ -81,7 +82,7 @@ def finetune(
     attachments: Sequence[Attachment] = (),
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = True,
-    **settings: float,
+    **settings: Any,
 ) -> Run:
     """Finetune a model's LoRA weights on multiple-choice questions with IVON or AdamW.
 

@@ -49,8 +49,9 @@ def hyperparameters(optimizer: str, preset: str, task: str, steps: int | None = 
             interpolated on a logarithmic scale; beyond them they stay. Default: the preset's own length.
 
     Raises:
-        ValueError: unknown preset, or the paper's preset for a task that the paper does not have.
+        ValueError: unknown optimizer or preset, or the paper's preset for a task that the paper does not have.
     """
+    check_known("optimizer", optimizer, _SMALL)
     check_known("preset", preset, PRESETS)
     if preset == "small":
         found = _interpolated(_SMALL[optimizer], _RUNS["small"]["steps"] if steps is None else steps)

@@ -15,16 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..files import provenance, read_json, whole_folder, write_json
-from ..language import DTYPES, description_of, load_model
+from ..language import DTYPES, changes_base, description_of, load_model, reset_lora
 from ..posterior import (
     POSTERIOR_FILE,
     Posterior,
     active_adapter,
-    changes_base,
     load_extensions,
     load_posterior,
     read_weights,
-    reset_lora,
     restored,
     settable,
     trainable,
@@ -33,7 +31,7 @@ from ..posterior import (
 from .asking import Answer, ask, question_for
 from .card import write_card
 from .exports import merge, save_draw, write_adapter
-from .folders import ADAPTER, RUN_FILE, check_free, read_facts
+from .folders import ADAPTER, CONFIG, RUN_FILE, check_free, read_facts
 
 # of an adapter's settings: what decides how its weights act
 DECISIVE = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias",
@@ -107,9 +105,11 @@ class Run:
         return ask(self, [question_for(self, stem, choices)], **options)[0]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, model: nn.Module | None = None, *, progress: bool = True) -> Run:
+    def load(
+        cls, folder: str | os.PathLike, model: nn.Module | None = None, *, progress: bool = True, **loading: Any
+    ) -> Run:
         """Read what :meth:`save` wrote; see :func:`load_run`."""
-        return load_run(folder, model, progress=progress)
+        return load_run(folder, model, progress=progress, **loading)
 
 
 def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) -> Path:
@@ -134,6 +134,8 @@ def save_run(run: Run, folder: str | os.PathLike, *, overwrite: bool = False) ->
 def write_run(run: Run, folder: Path) -> None:
     """Write a run's files into a folder that exists."""
     run.check_adapter()
+    if missing := sorted(CONFIG.difference(run.config)):
+        raise ValueError(f"The run's config does not say {', '.join(missing)}: enter it (model may be {{}}).")
     write_adapter(run.model, run.weights, folder)
     write_card(folder, run.config, posterior=run.posterior is not None)
     if run.posterior is not None:
@@ -159,7 +161,9 @@ def started_from(run: Run) -> dict[str, Tensor]:
         return read_weights(run.model)
 
 
-def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progress: bool = True) -> Run:
+def load_run(
+    folder: str | os.PathLike, model: nn.Module | None = None, *, progress: bool = True, **loading: Any
+) -> Run:
     """Read a run that :func:`save_run` wrote.
 
     Args:
@@ -167,9 +171,11 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progr
         model: the base model with LoRA of the same shape, to share between runs; its weights stay as they are, and
             :func:`predict` puts the run's into it. Default: load the run's own, with the run's weights in it.
         progress: show a progress bar while a model is loaded.
+        loading: without ``model``, options of :func:`load_model` other than in training: ``device="cpu"``,
+            ``dtype="fp32"``, ``quantize=None`` …
 
     Raises:
-        FileNotFoundError: there is no run.
+        FileNotFoundError: there is no run, or its base model cannot be had.
         ValueError: a file is damaged, or does not fit the model.
     """
     folder = Path(folder)
@@ -185,8 +191,10 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progr
     posterior = load_posterior(folder) if (folder / POSTERIOR_FILE).exists() else None
     if config["optimizer"] == "ivon" and posterior is None:
         raise FileNotFoundError(f"{folder} is an IVON run, but its {POSTERIOR_FILE} is missing.")
+    if model is not None and loading:
+        raise ValueError(f"{', '.join(loading)} says how to load the run's own model, and one is given: leave one out.")
     if model is None:
-        model = _model_of(config["model"], folder, progress)
+        model = _model_of(config["model"], folder, {"progress": progress, **loading})
     for source in (weights, posterior.mean if posterior else weights):
         _check_shapes(source, model, folder)
     _check_adapter(folder, model)
@@ -198,19 +206,19 @@ def load_run(folder: str | os.PathLike, model: nn.Module | None = None, *, progr
     return Run(model, weights, posterior, config, facts["history"], facts["seconds"], gates)
 
 
-def _model_of(about: dict, folder: Path, progress: bool) -> nn.Module:
+def _model_of(about: dict, folder: Path, loading: dict) -> nn.Module:
     """The base model that ``run.json`` names, with the folder's adapter: PEFT's own file says what that is."""
     if {"name", "dtype", "quantize"}.difference(about):
         raise ValueError(f"{folder / RUN_FILE} does not say how to load the model: hand it over as model=.")
     dtype = next(name for name, kind in DTYPES.items() if str(kind) == f"torch.{about['dtype']}")
-    return load_model(
-        about["name"],
-        quantize=about["quantize"],
-        dtype=dtype,
-        adapter=folder,
-        labels=about.get("labels"),
-        progress=progress,
-    )
+    options = {"quantize": about["quantize"], "dtype": dtype, "adapter": folder, "labels": about.get("labels")}
+    try:
+        return load_model(about["name"], **{**options, **loading})
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(
+            f"The base model of the run in {folder} does not load as it was trained. {error} Say how it should, such "
+            "as load_run(folder, device='cpu', quantize=None), or hand over the model."
+        ) from error
 
 
 def _check_adapter(folder: Path, model: nn.Module) -> None:

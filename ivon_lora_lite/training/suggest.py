@@ -35,14 +35,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..language import Question, Task, answer_logits, collate, tokenizer_of
-from ..posterior import lora_parameters, reset_lora
+from ..language import Question, Task, answer_logits, collate, reset_lora, tokenizer_of
+from ..posterior import lora_parameters
 from .cost_of_noise import choose_sigma, undisturbed
 from .finetuning import finetune
 from .presets import preset_sigma, run_options
@@ -79,7 +80,7 @@ class Suggestion:
     curve: tuple[tuple[float, float], ...]
     seconds: float
 
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         """Arguments for ``finetune(model, task, **suggestion.settings())`` or :class:`IVON`.
 
         There is no learning rate among them: a step is lr · g/(h + δ), in which λ does not occur.

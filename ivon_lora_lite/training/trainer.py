@@ -4,6 +4,7 @@ from ivon_lora_lite import IVONTrainer
 trainer = IVONTrainer(model, args, train_dataset=..., ivon={"ess": 1e6, "hess_init": 1e-3})
 """
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -58,6 +59,8 @@ class IVONMixin:
             check_known("prior", ivon.get("prior", "fixed"), PRIORS)
 
     def _check_loop(self, draws: int) -> None:
+        if draws > 1 and hasattr(self, "_step"):  # GRPO's and its kin's
+            raise ValueError(f"mc_samples={draws} needs a trainer that does not count its steps itself: use 1.")
         if getattr(self, "is_deepspeed_enabled", False) or getattr(self, "is_fsdp_enabled", False):
             raise ValueError("IVON needs whole parameters on every process: use DDP instead of DeepSpeed or FSDP.")
         averaged = self.args.gradient_accumulation_steps == 1 and not self.args.max_grad_norm and not self.args.fp16
@@ -93,7 +96,7 @@ class IVONMixin:
         losses = []
         for _ in range(optimizer.mc_samples):
             with optimizer.sampled_params(train=True):
-                losses.append(super().training_step(model, dict(inputs), *args, **kwargs))
+                losses.append(super().training_step(model, copy.copy(inputs), *args, **kwargs))
         return torch.stack(losses).mean()
 
     def train(self, *args, **kwargs):

@@ -23,7 +23,8 @@ from ivon_lora_lite.applications import merged_mean
 from ivon_lora_lite.applications.merging import curvature
 from ivon_lora_lite.cli import main
 from ivon_lora_lite.gates import Decisions, GatedPosterior
-from ivon_lora_lite.posterior import read_weights, reset_lora
+from ivon_lora_lite.language import reset_lora
+from ivon_lora_lite.posterior import read_weights
 
 SHORT = {"steps": 3, "train_size": 6, "progress": False, "eval_every": 0, "beta2": 0.9}
 

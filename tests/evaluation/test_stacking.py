@@ -1,5 +1,6 @@
 """Several draws in one pass give what one draw after another gives, whatever the model and the format."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import peft
@@ -125,3 +126,18 @@ def test_refusals(tiny_model, questions):
     wrong = GaussianPosterior(narrow, {name: torch.ones_like(m) for name, m in narrow.items()})
     with pytest.raises(ValueError, match="shape"):
         predict(model, questions, posterior=wrong, samples=2)
+
+
+def test_threads_that_predict_with_one_model_get_what_one_alone_gets(tiny_model, questions):
+    model = tiny_model(trained=True)
+    posterior = GaussianPosterior.isotropic(model, 0.05)
+
+    def draws(seed):
+        return predict(model, questions[:5], posterior=posterior, samples=4, seed=seed, batch_size=2).logits
+
+    alone, before = [draws(seed) for seed in range(6)], {name: p.clone() for name, p in trainable(model).items()}
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(draws, range(6)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together))
+    assert all(torch.equal(p, before[name]) for name, p in trainable(model).items())
+    assert not any("forward" in vars(module) for module in model.modules())

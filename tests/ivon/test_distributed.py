@@ -136,3 +136,43 @@ def test_per_rank_noise_estimates_the_hessian_without_bias(tmp_path):
 def test_sync_on_gradients_that_ddp_averaged_is_refused(tmp_path):
     first, second = launch(2, tmp_path, "ddp-with-sync")
     assert "no_sync" in first["error"] and "no_sync" in second["error"]
+
+
+def draws(rank, ranks, folder, port, mode):
+    """One process; writes its draws before and after both processes read rank 0's checkpoint."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    own = mode == "own noise"
+    w = nn.Parameter(torch.zeros(5))
+    optimizer = IVON([w], lr=0.0, ess=10.0, hess_init=1.0, sync=own, seed=5 if own else 100 + rank)
+
+    def draw():
+        with optimizer.sampled_params(train=True):
+            drawn = w.detach().clone()
+            w.grad = torch.arange(5.0) + (rank if own else 0)  # with sync they differ, else DDP has averaged them
+        optimizer.step()
+        return drawn
+
+    found = [draw(), draw()]
+    if rank == 0:
+        torch.save(optimizer.state_dict(), f"{folder}/checkpoint")
+    dist.barrier()
+    optimizer.load_state_dict(torch.load(f"{folder}/checkpoint"))
+    torch.save([*found, draw()], f"{folder}/draws-{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["own noise", "seeds of their own"])
+def test_ranks_share_their_noise_or_have_their_own_also_after_a_checkpoint(tmp_path, mode):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(draws, args=(2, str(tmp_path), port, mode), nprocs=2)
+    first, second = (torch.load(tmp_path / f"draws-{rank}") for rank in (0, 1))
+    if mode == "own noise":
+        every = [tuple(d.tolist()) for d in first + second]
+        assert len(set(every)) == len(every)
+    else:  # the seed is rank 0's
+        assert all(torch.equal(a, b) for a, b in zip(first, second))

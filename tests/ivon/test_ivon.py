@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import math
+import re
 import weakref
 from types import SimpleNamespace
 
@@ -905,3 +906,41 @@ def test_what_is_no_finite_number_is_no_setting(name, value):
 def test_at_least_one_step_may_be_skipped():
     with pytest.raises(ValueError, match="max_skipped is 0; expected a whole number of at least 1"):
         IVON(one_linear().parameters(), lr=0.1, ess=10.0, max_skipped=0)
+
+
+def test_noise_goes_on_where_a_gpu_has_another_number_and_begins_anew_on_a_device_of_another_kind():
+    w = torch.nn.Parameter(torch.zeros(6))
+    one, other = (IVON([w], lr=0.0, ess=10.0, seed=5) for _ in range(2))
+
+    def draw(optimizer):
+        with optimizer.sampled_params(train=True):
+            drawn = w.detach().clone()
+        optimizer.zero_grad()
+        return drawn
+
+    first = [draw(one), draw(one)]
+    state = one.state_dict()
+    streams = state["ivon"]["noise"]["generators"]
+    assert all(re.fullmatch(r"cpu:train:[01]", key) for key in streams)  # of the first device of its kind, no number
+    state["ivon"]["noise"]["generators"] = {key.replace("cpu", "cuda"): s for key, s in streams.items()}
+    other.load_state_dict(state)
+    new = [draw(other), draw(other)]
+    assert not any(torch.equal(a, b) for a in first for b in new)
+    assert set(other.state_dict()["ivon"]["noise"]["generators"]) >= {"cuda:train:0", "cpu:train:0"}  # nothing is lost
+
+
+def test_shards_are_refused():
+    w = torch.nn.Parameter(torch.zeros(3))
+    w._fsdp_flattened = True  # so FSDP marks what is left of a parameter with use_orig_params=True
+    with pytest.raises(ValueError, match="is sharded"):
+        IVON([w], lr=0.1, ess=10.0)
+
+
+def test_training_goes_on_after_the_variance_was_read_in_inference_mode():
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = IVON([w], lr=0.1, ess=10.0)
+    with torch.inference_mode():
+        assert optimizer.variance(w).shape == w.shape
+    with optimizer.sampled_params(train=True):
+        w.square().sum().backward()
+    optimizer.step()

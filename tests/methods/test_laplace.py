@@ -30,11 +30,12 @@ from ivon_lora_lite import (
     tau_sweep,
     trainable,
 )
+from ivon_lora_lite.language import reset_lora
 from ivon_lora_lite.language.formats import TextFormat
 from ivon_lora_lite.methods import prior_precision
 from ivon_lora_lite.methods.curvature import diagonal_ggn, kronecker_ggn
 from ivon_lora_lite.methods.laplace_approximation import PRECISIONS
-from ivon_lora_lite.posterior import applied_weights, read_weights, reset_lora, restored
+from ivon_lora_lite.posterior import applied_weights, read_weights, restored
 
 FORMATS = ("text", "letter")
 STRUCTURES = ("kfac", "diag")

@@ -24,7 +24,7 @@ from ivon_lora_lite import (
 )
 from ivon_lora_lite.evaluation import jacobian, visit_gradients
 from ivon_lora_lite.gates import GateSettings
-from ivon_lora_lite.language import answer_logits
+from ivon_lora_lite.language import answer_logits, reset_lora
 from ivon_lora_lite.language.adapters import peft_config
 from ivon_lora_lite.methods import (
     BlobSettings,
@@ -45,7 +45,7 @@ from ivon_lora_lite.methods.blob import flipout
 from ivon_lora_lite.methods.scalabl import ScalablTraining
 from ivon_lora_lite.methods.tfb import largest_within
 from ivon_lora_lite.methods.variational import Owners, gaussian_kl
-from ivon_lora_lite.posterior import lora_layers, read_weights, reset_lora, trainable
+from ivon_lora_lite.posterior import lora_layers, read_weights, trainable
 from ivon_lora_lite.training.run import started_from
 
 SHORT = {"steps": 6, "train_size": 8, "progress": False, "eval_every": 0, "seed": 3}

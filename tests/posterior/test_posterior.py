@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -23,7 +26,15 @@ from ivon_lora_lite import (
     lora_parameters,
     trainable,
 )
-from ivon_lora_lite.posterior import POSTERIOR_FILE, applied_weights, put_weights, read_weights, reset_lora
+from ivon_lora_lite.language import reset_lora
+from ivon_lora_lite.posterior import (
+    POSTERIOR_FILE,
+    LowRankPosterior,
+    Posterior,
+    applied_weights,
+    put_weights,
+    read_weights,
+)
 
 FORMAT = "ivon_lora_lite.GaussianPosterior/1"
 
@@ -705,3 +716,58 @@ def test_offloaded_weights_are_refused(tiny_model):
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     with pytest.raises(ValueError, match="weights are offloaded"), posterior.applied(model, 0):
         pass
+
+
+def test_another_thread_waits_until_the_weights_are_back(tiny_model):
+    model, order = tiny_model(), []
+    before, posterior = read_weights(model), GaussianPosterior.isotropic(model, 0.1)
+    name = next(iter(before))
+
+    def use(seed, inside, go_on):
+        with posterior.applied(model, seed):
+            with posterior.applied(model, seed):  # the same thread may
+                order.append(seed)
+            inside.set()
+            assert go_on.wait(20)
+            assert torch.equal(read_weights(model)[name], posterior.sample(seed)[name])
+
+    first_in, second_in, go_on, at_once = (threading.Event() for _ in range(4))
+    at_once.set()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(use, 0, first_in, go_on)
+        assert first_in.wait(20)
+        second = pool.submit(use, 1, second_in, at_once)
+        assert not second_in.wait(0.3)
+        go_on.set()
+        first.result(), second.result()
+    assert order == [0, 1]
+    assert all(torch.equal(w, before[name]) for name, w in read_weights(model).items())
+    assert all(torch.equal(w, before[name]) for name, w in read_weights(copy.deepcopy(model)).items())
+
+
+@pytest.mark.parametrize("make", [
+    lambda t: GaussianPosterior({"w": t}, {"w": t + 1}),
+    lambda t: LowRankPosterior({"w": t}, {"w": t + 1}, {"w": torch.ones(2, 3, 2, device="cpu")}),
+])  # fmt: skip
+def test_draws_are_the_same_whatever_the_default_device(make):
+    posterior = make(torch.zeros(3, 2))
+    expected = posterior.sample(1)["w"]
+    with torch.device("meta"):  # as set_default_device("cuda") does in a script
+        assert torch.equal(posterior.sample(1)["w"], expected)
+
+
+def test_every_kind_with_a_variance_has_a_summary_and_others_say_what_they_cannot(gaussian):
+    low_rank = LowRankPosterior({"w": torch.ones(3)}, {"w": torch.ones(3)}, {"w": torch.ones(2, 3)})
+    summary = low_rank.summary()
+    assert summary["parameters"] == 3 and summary["sigma_mean"] == pytest.approx(low_rank.variance["w"].sqrt().mean())
+    assert gaussian.summary().keys() - summary.keys() == {"kl"}
+
+    class Bare(Posterior):
+        mean = metadata = {}
+
+        def sample(self, seed, tau=1.0):
+            return {}
+
+    for ask in (Bare().summary, lambda: Bare().scale(0.5), lambda: Bare().prune(0.5)):
+        with pytest.raises(ValueError, match="Bare (has no variance|cannot be)"):
+            ask()

@@ -29,6 +29,12 @@ tau, why = choose_tau(tau_sweep(run, task.test, taus=[0, 0.5, 1], samples=3))
 tau + linearized(run, task.test).mean.shape[0]
 scores = score(predict(again, task.test))
 scores["nll"] + scores.intervals["nll"][0]
+suggestion = suggest_hyperparameters(model, task)
+finetune(model, task, ess="sqrt", prior="per_matrix", hess_approx="gradsq")
+posterior_of_run = finetune(model, task, **suggestion.settings()).posterior
+if posterior_of_run is not None:
+    posterior_of_run.summary()["sigma_mean"] + len(posterior_of_run.prune(0.5).scale(0.5).variance)
+optimizer.step(lambda: 0.5)
 gaussian: GaussianPosterior = GaussianPosterior.load("outputs/everyday-ivon")
 model.save_pretrained("adapter")
 """

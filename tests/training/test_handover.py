@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from ivon_lora_lite import LoraSettings, finetune, load_model, load_run, load_task, predict, score
 from ivon_lora_lite.cli import main
 from ivon_lora_lite.language import EMBEDDED, HUB_ID
-from ivon_lora_lite.training import ask, write_card
+from ivon_lora_lite.training import Run, ask, write_card
 from ivon_lora_lite.training.asking import TAUS
 
 SHORT = {"steps": 2, "train_size": 8, "progress": False, "eval_every": 0}
@@ -144,10 +144,14 @@ def test_a_temperature_is_chosen_for_draws_only(tiny_folder, tmp_path, capsys):
     assert main([*command, "--samples", "0"]) == 2
 
 
-def test_transformers_serves_the_mean_and_draws_as_the_page_says(run, task, tiny_folder, tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text("utf8"), re.S)
+def test_a_run_is_served_as_the_page_says(run, task, tiny_folder, tmp_path, monkeypatch):
+    service, code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text("utf8"), re.S)
     monkeypatch.chdir(tmp_path)
     run.save("outputs/run")
+    names = {}
+    exec(service.replace("outputs/quiz", "outputs/run"), names)
+    asked = run.ask("Which one melts ice?", ["salt", "sand", "wood"])
+    torch.testing.assert_close(names["answer"].draws, asked.draws)
     for seed in (0, 1):
         run.save_draw(f"outputs/draw-{seed}", seed=seed)
     names = {}
@@ -164,3 +168,29 @@ def test_the_card_names_the_embedded_model_as_the_hub_does(tmp_path):
     config = {"model": {"name": EMBEDDED}, "optimizer": "ivon", "task": "everyday@2", "format": "text"}
     write_card(tmp_path, config)
     assert ModelCard.load(tmp_path / "README.md").data.base_model == HUB_ID
+
+
+def test_a_run_that_was_made_by_hand_says_what_its_config_lacks(run, tmp_path):
+    bare = Run(run.model, run.weights, run.posterior, {"task": "chat", "format": "text"})
+    with pytest.raises(ValueError, match="does not say model, optimizer, seed"):
+        bare.save(tmp_path / "bare")
+    assert not (tmp_path / "bare").exists()
+    bare.config |= {"model": {}, "optimizer": "ivon", "seed": 0}
+    bare.save(tmp_path / "bare")
+    assert load_run(tmp_path / "bare", run.model).config == bare.config
+    with pytest.raises(ValueError, match="does not say how to load the model"):
+        load_run(tmp_path / "bare")
+
+
+def test_a_run_can_be_loaded_in_another_way_than_it_was_trained(tiny_folder, tmp_path, task):
+    model = load_model(str(tiny_folder), dtype="fp32", device="cpu", progress=False)
+    run = finetune(model, task, optimizer="adamw", **SHORT)
+    run.config["model"]["quantize"] = "8bit"
+    run.save(tmp_path / "run")
+    options = {"progress": False, "device": "cpu"}
+    with pytest.raises(ValueError, match="does not load as it was trained.*such as load_run"):
+        load_run(tmp_path / "run", **options)
+    again = Run.load(tmp_path / "run", quantize=None, dtype="bf16", **options)
+    assert next(again.model.parameters()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="quantize says how to load"):
+        load_run(tmp_path / "run", model, quantize=None)

@@ -169,6 +169,13 @@ def test_names_are_those_of_the_model_inside_a_wrapper(base, task, wrap):
         assert run.weights.keys() == trainable(model).keys()
 
 
+def test_an_adapter_around_a_compiled_base_is_found(base):
+    model, inside = own(base), own(base)
+    inside.base_model.model = torch.compile(inside.base_model.model)
+    assert inside._orig_mod is not None  # PEFT hands on what the compiled base has
+    assert list(trainable(inside)) == list(trainable(model))
+
+
 @pytest.mark.parametrize(
     "settings", [{"target_modules": [], "target_parameters": ["self_attn.q_proj.weight"]}, {"use_dora": True}],
     ids=["on a bare parameter", "DoRA"],

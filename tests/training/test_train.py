@@ -160,6 +160,12 @@ def test_settings_are_kept_as_plain_numbers(tiny_model, task, tmp_path, optimize
     assert (run.save(tmp_path / "run") / "run.json").is_file()
 
 
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_a_preset_knows_its_optimizers(preset):
+    with pytest.raises(ValueError, match="There is no optimizer 'sgd'. Known: "):
+        hyperparameters("sgd", preset, "boolq")
+
+
 def test_presets_of_the_paper_give_its_noise():
     """σ = 1/√(λ h₀): 0.0183, 0.0058 and 0.0316 (Table 2 and the text of the paper)."""
     for task, sigma in (("boolq", 0.0183), ("winogrande_m", 0.0058), ("arc_easy", 0.0316)):

@@ -169,6 +169,33 @@ def test_the_mixin_goes_before_any_trainer_class(tmp_path):
     assert Custom.seen == 3 and trainer.ivon_optimizer is not None
 
 
+def test_batches_of_any_kind_reach_the_trainer_that_is_extended(tmp_path):
+    """TRL's trainers for reinforcement learning hand over lists of rows, and count their steps themselves."""
+    seen = []
+
+    class Lists(Trainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            seen.append(inputs)
+            loss = next(model.parameters()).square().sum()
+            loss.backward()
+            return loss.detach()
+
+    class ListsWithIVON(IVONMixin, Lists):
+        pass
+
+    def make(**options):
+        settings = {**IVON_OPTIONS, **options}
+        return ListsWithIVON(
+            classifier(), arguments(tmp_path, max_steps=1), train_dataset=rows(8), data_collator=list, ivon=settings
+        )
+
+    make().train()
+    assert isinstance(seen[0], list) and isinstance(seen[0][0], dict)
+    Lists._step = 0
+    with pytest.raises(ValueError, match="does not count its steps itself"):
+        make(mc_samples=2)
+
+
 def test_a_poor_start_is_reported(tmp_path):
     with pytest.warns(UserWarning, match="larger ess or hess_init"):
         trained(tmp_path, options={**IVON_OPTIONS, "ess": 1.0}, max_steps=5)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .weights import active_adapter, lora_modules, put_weights, trainable, unwrapped
+from ..posterior import active_adapter, lora_modules, put_weights, trainable, unwrapped
 
 HEAD = 0.02  # standard deviation of a new classifier's weights, as transformers has it for BERT and its kin
 
@@ -39,7 +39,8 @@ def reset_lora(model: nn.Module, seed: int, *, fresh: bool = False) -> None:
         for name, p in model.named_parameters():
             head, saved, _ = name.partition(".modules_to_save.")
             if saved and p.requires_grad and head.rsplit(".", 1)[-1] in about.get("new", ()):
-                p.copy_(HEAD * torch.randn(p.shape, generator=generator) if p.dim() > 1 else torch.zeros(p.shape))
+                normal = torch.randn(p.shape, generator=generator, device="cpu")
+                p.copy_(HEAD * normal if p.dim() > 1 else 0 * normal)
 
 
 def _make_fresh(module: nn.Module, adapter: str, start: bool | str, generator: torch.Generator) -> None:
@@ -47,16 +48,16 @@ def _make_fresh(module: nn.Module, adapter: str, start: bool | str, generator: t
     if adapter in module.lora_A:
         a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
         if start == "gaussian":
-            a.copy_(torch.randn(a.shape, generator=generator) / module.r[adapter])
+            a.copy_(torch.randn(a.shape, generator=generator, device="cpu") / module.r[adapter])
         else:
-            a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape), a=5**0.5, generator=generator))
+            a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape, device="cpu"), a=5**0.5, generator=generator))
         b.zero_()
         if getattr(module.lora_B[adapter], "bias", None) is not None:
             module.lora_B[adapter].bias.zero_()
     if adapter in getattr(module, "lora_embedding_A", {}):
         module.lora_embedding_A[adapter].zero_()
         b = module.lora_embedding_B[adapter]
-        b.copy_(torch.randn(b.shape, generator=generator))
+        b.copy_(torch.randn(b.shape, generator=generator, device="cpu"))
     if adapter in getattr(module, "lora_magnitude_vector", {}):  # DoRA: the norms of the base weights, because BA = 0
         from peft.utils.integrations import dequantize_module_weight
 
