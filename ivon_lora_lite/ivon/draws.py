@@ -106,7 +106,7 @@ class NoiseStreams:
             if self.seed is None or (purpose == "train" and not self._agreed):  # all ranks train, one may evaluate
                 self.seed = shared(torch.initial_seed() % 2**48 if self.seed is None else self.seed)
                 self._agreed = True
-            begun = [self.draws[purpose]] if self.draws[purpose] else []
+            begun = [made] if (made := self.draws.get(purpose, 0)) else []
             # mixed, because torch's CPU generator heeds the lowest 32 bits of a seed only
             mixed = np.random.SeedSequence([self.seed, self._rank(), purpose == "eval", lane, *begun])
             seed = int(mixed.generate_state(1, np.uint64)[0] >> 1)

@@ -41,7 +41,7 @@ class FiniteGuard:
         host, event = bad.to("cpu", non_blocking=True), None
         if bad.device.type == "cuda":
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(bad.device))
         self._waiting.append((host, event, states))
 
     def masked(self, tensors: list[Tensor]) -> None:
@@ -98,6 +98,7 @@ def not_finite(grads: list[Tensor]) -> Tensor:
     """1.0 if any gradient holds an infinity or NaN, else 0.0; one pass, no wait."""
     flag = torch.zeros((), dtype=torch.float32, device=grads[0].device)
     one = torch.ones_like(flag)
-    # GradScaler's kernel: it multiplies by `one`, which leaves the gradients as they are
+    # GradScaler's kernel: it multiplies by `one`, which leaves the gradients as they are; CUDA's knows no bf16
+    grads = [g.float() if g.is_cuda and g.dtype == torch.bfloat16 else g for g in grads]
     torch._amp_foreach_non_finite_check_and_unscale_(grads, flag, one)
     return flag

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable
@@ -22,6 +23,13 @@ from .needs import check_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+CAST = "MatMul8bitLt: inputs will be cast"
+
+
+def uncast(record: logging.LogRecord) -> bool:
+    """Whether a message of bitsandbytes is another one than that about casts."""
+    return CAST not in record.getMessage()
 
 
 def load_model(
@@ -111,6 +119,7 @@ def _load_base(name: str, dtype: torch.dtype, quantize: str | None, device: str,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=dtype,
         )
+    if quantize or device.startswith("cuda"):  # straight to the GPU, whatever the host's memory
         options["device_map"] = {"": device}
     head: list[str] = []
     embedded = embedded_file() if name == EMBEDDED else None
@@ -143,7 +152,8 @@ def _prepared(base: nn.Module, quantize: str | None, device: str, gradient_check
     if quantize:
         base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         # bitsandbytes says so of every fp32 input; the product itself is in 8 bits
-        warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+        warnings.filterwarnings("ignore", message=CAST)
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(uncast)  # where it says so since 0.50
     else:
         base = base.to(device)
     base.requires_grad_(False)

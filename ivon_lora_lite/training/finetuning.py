@@ -204,7 +204,9 @@ def check_finite_run(run: Run, trainer: IVONTrainer) -> None:
     if broken:
         raise FloatingPointError(f"Training diverged: {broken[0]} is not finite. Lower the learning rate.")
     optimizer = trainer.ivon_optimizer
-    if optimizer is not None and optimizer.skipped_steps >= run.config["steps"]:
+    if optimizer is not None and (
+        optimizer.skipped_steps >= run.config["steps"] or not any(state["step"] for state in optimizer.state.values())
+    ):
         raise FloatingPointError(
             "No step had finite gradients, so nothing was learned: the loss overflows at every draw. Is the base model "
             "sound, and the noise (1/√(ess · hess_init)) not too large?"
@@ -247,7 +249,7 @@ def _arguments(model: nn.Module, config: dict, folder: str, save_every: int, pro
         disable_tqdm=not progress,
         use_cpu=model.device.type == "cpu",
         # fp16 loses small gradients without a scale of the loss; bf16 and fp32 do not
-        fp16=cuda and config["model"].get("dtype") == "float16",
+        fp16=cuda and "torch.float16" in (f"torch.{config['model'].get('dtype')}", str(next(model.parameters()).dtype)),
         dataloader_pin_memory=cuda,
         label_names=["answers"],
         logging_nan_inf_filter=False,  # a NaN must not be logged as the last finite loss

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from ..checks import check_known
 from ..ivon import IVON, advice_by_topic
@@ -22,6 +22,17 @@ LANGUAGE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 PRIORS = {"fixed": IVON, "per_matrix": PerMatrixIVON}
 LOGGED = ("sigma_mean", "variance_drift", "snr_p50", "clipped", "hess_moved", "kl", "skipped_steps")
 LOGGED += ("update_p10", "update_p50", "update_p90")
+
+
+class DropSkipped(TrainerCallback):
+    """Drops the draw of a step that GradScaler skipped: the Trainer clears the model's gradients, not the optimizer's.
+
+    Else a draw at which the loss overflows would stay until the end.
+    """
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        if getattr(optimizer, "step_was_skipped", False):
+            optimizer.zero_grad()
 
 
 class IVONMixin:
@@ -43,6 +54,7 @@ class IVONMixin:
 
     def __init__(self, *args, ivon: dict | None = None, eval_samples: int = 0, posterior=None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.add_callback(DropSkipped())
         self._ivon_arguments = ivon
         self.eval_samples = eval_samples
         self._given: Posterior | None = posterior  # from outside, or that of the best checkpoint

@@ -6,6 +6,7 @@ Nothing here runs on a GPU. Where code asks for one, a pretended one answers.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -35,6 +36,7 @@ from ivon_lora_lite import (
 )
 from ivon_lora_lite.cli import build_parser, main
 from ivon_lora_lite.language import GIB, LLAMA_2_7B, TINY, hardware, models as models_module, needs, random_llama
+from ivon_lora_lite.language.models import uncast
 from ivon_lora_lite.language.needs import WORKING
 from ivon_lora_lite.training import last_checkpoint, remember
 
@@ -217,6 +219,12 @@ def test_every_process_gets_the_gpu_of_its_own_number(pretend, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------- bitsandbytes
+
+
+def test_what_bitsandbytes_says_in_every_forward_pass_is_not_shown_and_all_else_is():
+    about_casts = "MatMul8bitLt: inputs will be cast from torch.float32 to float16 during quantization"
+    for message, shown in ((about_casts, False), ("Outliers!", True)):
+        assert uncast(logging.LogRecord("bitsandbytes", logging.WARNING, "", 0, message, (), None)) is shown
 
 
 def test_bitsandbytes_is_found_by_its_metadata_and_not_imported(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 from ivon_lora_lite import Predictions, Question, finetune, lora_parameters, predict, score
 
@@ -23,6 +24,12 @@ def test_predictions_of_a_broken_model_are_refused(tiny_model, task):
 def test_a_broken_model_is_not_trained(tiny_model, task, optimizer):
     with pytest.raises(FloatingPointError):
         finetune(spoil(tiny_model("llama")), task, optimizer=optimizer, **OPTIONS)
+
+
+def test_a_run_whose_every_step_the_gradient_scaler_skipped_is_no_run(tiny_model, task, monkeypatch):
+    monkeypatch.setattr(AcceleratedOptimizer, "step", lambda self, closure=None: setattr(self, "_is_overflow", True))
+    with pytest.raises(FloatingPointError, match="nothing was learned"):
+        finetune(tiny_model("llama"), task, optimizer="ivon", **OPTIONS)
 
 
 def test_adamw_that_diverges_stops(tiny_model, task):

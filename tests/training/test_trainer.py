@@ -1,5 +1,6 @@
 """IVON in transformers.Trainer: accumulation, evaluation with draws, checkpoints, kill and resume."""
 
+import itertools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 from transformers import (
     BertConfig,
@@ -194,6 +196,21 @@ def test_batches_of_any_kind_reach_the_trainer_that_is_extended(tmp_path):
     Lists._step = 0
     with pytest.raises(ValueError, match="does not count its steps itself"):
         make(mc_samples=2)
+
+
+def test_a_step_that_the_gradient_scaler_skips_drops_its_draw(tmp_path, monkeypatch):
+    """The Trainer clears the gradients of the model then, and never asks the optimizer to."""
+    monkeypatch.setattr(AcceleratedOptimizer, "step", lambda self, closure=None: setattr(self, "_is_overflow", True))
+    seen = []
+
+    class Seeing(IVONTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            seen.append(next(model.parameters()).detach().clone())
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    trainer = Seeing(classifier(), arguments(tmp_path, max_steps=3), train_dataset=rows(24), ivon=IVON_OPTIONS)
+    trainer.train()
+    assert len(seen) == 3 and not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
 
 
 def test_a_poor_start_is_reported(tmp_path):
