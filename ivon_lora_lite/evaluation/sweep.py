@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_known
 from ..files import read_tensors, write_tensors
 from ..language import Question
 from ..posterior import Posterior
 from .linearization import Linearized
-from .metrics import BINS, all_metrics
+from .metrics import BINS, METRICS, all_metrics
 from .prediction import Batches, Trained, asked_of
 from .scores import Predictions, Scores, score
 
@@ -224,8 +225,7 @@ def choose_tau(
     Returns:
         τ and a sentence that states the trade-off.
     """
-    if objective not in ("acc", "ece", "nll", "brier"):
-        raise ValueError(f"There is no objective {objective!r}; choose acc, ece, nll or brier.")
+    check_known("objective", objective, METRICS)
     if isinstance(sweep, Linearized):
         taus = tuple(sorted(taus)) or (*(i / 20 for i in range(31)), 2.0, 3.0, 4.0, 6.0, 8.0)
         table = all_metrics(torch.stack([sweep.probabilities(tau) for tau in taus]), sweep.labels)

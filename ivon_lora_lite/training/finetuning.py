@@ -13,7 +13,7 @@ from functools import reduce
 from operator import index
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor, float16, nn
 from torch.nn.utils import parametrize
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, trainer as transformers_trainer
 
@@ -249,7 +249,7 @@ def _arguments(model: nn.Module, config: dict, folder: str, save_every: int, pro
         disable_tqdm=not progress,
         use_cpu=model.device.type == "cpu",
         # fp16 loses small gradients without a scale of the loss; bf16 and fp32 do not
-        fp16=cuda and "torch.float16" in (f"torch.{config['model'].get('dtype')}", str(next(model.parameters()).dtype)),
+        fp16=cuda and (config["model"].get("dtype") == "float16" or next(model.parameters()).dtype == float16),
         dataloader_pin_memory=cuda,
         label_names=["answers"],
         logging_nan_inf_filter=False,  # a NaN must not be logged as the last finite loss

@@ -281,6 +281,25 @@ def test_a_quantised_model_is_prepared_as_peft_documents(bits, tiny_folder, task
     assert "bitsandbytes" not in sys.modules or hardware.bitsandbytes_found()
 
 
+def test_a_model_for_a_gpu_is_loaded_straight_to_it_and_can_be_trained(tiny_folder, task, monkeypatch):
+    """The GPU's place is taken by the CPU; all the rest is the real path."""
+    maps, original = [], transformers.AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(path, device_map=None, **options):
+        maps.append(device_map)
+        return original(path, device_map=device_map and {"": "cpu"}, **options)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(models_module, "check_model", lambda *args, **kwargs: None)
+    monkeypatch.setattr(models_module, "_prepared", lambda base, *args: base.requires_grad_(False))
+    model = load_model(str(tiny_folder), dtype="fp32", device="cuda:1")
+    load_model(str(tiny_folder), dtype="fp32", device="cpu")
+    assert maps == [{"": "cuda:1"}, None]
+    model.get_base_model().hf_device_map = {"": "cpu"}  # which transformers sets of a GPU alone
+    run = finetune(model, task, steps=2, format="letter", progress=False)
+    assert all(w.isfinite().all() for w in run.weights.values())
+
+
 # -------------------------------------------------------------------------------------------------------------- memory
 
 

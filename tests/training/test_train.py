@@ -324,6 +324,27 @@ def test_one_process_trains_on_one_device(tiny_model, monkeypatch):
     assert train_module._arguments(tiny_model(), config, "nowhere", 0, False)._n_gpu == 1
 
 
+@pytest.mark.parametrize("device, described, dtype, scaled", [
+    ("cuda", "float16", torch.float32, True),  # in 8 bits: embeddings and norms are fp32
+    ("cuda", None, torch.float16, True),  # loaded by somebody else
+    ("cuda", "bfloat16", torch.bfloat16, False),
+    ("cpu", "float16", torch.float16, False),
+])  # fmt: skip
+def test_the_loss_is_scaled_where_the_base_is_fp16(device, described, dtype, scaled, monkeypatch):
+    made = {}
+
+    def arguments(**options):
+        made.update(options)
+        return SimpleNamespace(n_gpu=1, device=torch.device(device))
+
+    monkeypatch.setattr(train_module, "TrainingArguments", arguments)
+    model = SimpleNamespace(device=torch.device(device), parameters=lambda: iter([torch.zeros(1, dtype=dtype)]))
+    config = {"optimizer": "ivon", "settings": {"lr": 0.1}, "steps": 2, "batch_size": 4, "accumulation": 1, "seed": 0}
+    config |= {"schedule": "linear", "model": {} if described is None else {"dtype": described}}
+    train_module._arguments(model, config, "nowhere", 0, False)
+    assert made["fp16"] is scaled
+
+
 @pytest.mark.parametrize("of_model, of_trainer, spread, refused", [
     ("cuda:1", "cuda:0", {}, True),
     ("cuda:1", "cuda", {}, True),
