@@ -215,9 +215,10 @@ def _model_of(about: dict, folder: Path, loading: dict) -> nn.Module:
     try:
         return load_model(about["name"], **{**options, **loading})
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(
-            f"The base model of the run in {folder} does not load as it was trained. {error} Say how it should, such "
-            "as load_run(folder, device='cpu', quantize=None), or hand over the model."
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(
+            f"The base model of the run in {folder} does not load. {error} Say how else it should, such as "
+            "load_run(folder, device='cpu', quantize=None), or hand over the model."
         ) from error
 
 

@@ -188,7 +188,7 @@ def test_a_run_can_be_loaded_in_another_way_than_it_was_trained(tiny_folder, tmp
     run.config["model"]["quantize"] = "8bit"
     run.save(tmp_path / "run")
     options = {"progress": False, "device": "cpu"}
-    with pytest.raises(ValueError, match="does not load as it was trained.*such as load_run"):
+    with pytest.raises(ValueError, match="does not load.*such as load_run"):
         load_run(tmp_path / "run", **options)
     again = Run.load(tmp_path / "run", quantize=None, dtype="bf16", **options)
     assert next(again.model.parameters()).dtype == torch.bfloat16
